@@ -1,0 +1,240 @@
+"""
+What the user chose: frozen, checked once, one door for ROS, YAML, the command line and Python.
+
+``Config`` holds what the engine needs, ``NodeConfig`` adds what only the node needs. Each option
+stands here once, with its description and range; the node's parameter descriptors, ``vlm --set``
+and the table in the README are made from these fields. Nothing here opens a file of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, Field, fields, MISSING
+import difflib
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
+
+C = TypeVar('C', bound='Config')
+
+
+def option(default: Any, doc: str, low: float | None = None, high: float | None = None,
+           choices: tuple[Any, ...] = (), live: bool = False) -> Any:
+    """
+    Declare an option.
+
+    :param low: smallest value; with ``high`` also the range of the ROS descriptor
+    :param choices: the only values allowed
+    :param live: whether the node may change it while it runs
+    """
+    return field(default=default, metadata={
+        'doc': doc, 'low': low, 'high': high, 'choices': choices, 'live': live})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the engine; all have defaults, and all are checked on construction."""
+
+    model: str = option('demo', 'model of the catalogue (see `vlm models`); explicit file names '
+                        'win')
+    model_file_name: str = option('', 'vision encoder: .onnx, .bin, .hbm or mmproj .gguf')
+    llm_model_name: str = option('', 'language model: .gguf of llama.cpp')
+    model_type: int = option(-1, 'family: 0 InternVL, 1 SmolVLM, -1 detect from the files',
+                             choices=(-1, 0, 1))
+    auto_download: bool = option(False, 'fetch a catalogue model that is not on this machine')
+    system_prompt: str = option('', 'system prompt: text, or the path of a text file; empty: the '
+                                "family's own", live=True)
+    thinking: bool = option(False, 'let InternVL3.5 reason before it answers; the reasoning is '
+                            'kept out of speech and result')
+    fit: str = option('', 'how a picture fills a tile; empty: as the family was trained',
+                      choices=('', 'contain', 'cover', 'fill', 'topleft'))
+    max_tiles: int = option(0, 'most tiles per picture, the overview not counted; 0: what the '
+                            'model was made for', 0, 64)
+    n_ctx: int = option(4096, 'cells of the KV cache', 64, 1048576)
+    n_predict: int = option(256, 'most tokens of an answer', 1, 1048576, live=True)
+    n_batch: int = option(512, 'most tokens decoded at once while a prompt is read', 1, 16384)
+    n_gpu_layers: int = option(0, 'layers of the language model on the GPU; -1: all', -1, 1000)
+    llm_threads: int = option(0, 'threads of the language model; 0: one per core', 0, 512)
+    encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)
+    bpu_priority: int = option(0, 'scheduling priority of the BPU encoder', 0, 255)
+    bpu_cores: str = option('', 'BPU cores of the encoder, as in 0 or 0,1; empty: any')
+    temperature: float = option(0.0, 'randomness of an answer; 0: always the likeliest token', 0.0,
+                                10.0, live=True)
+    top_k: int = option(40, 'choose among the k likeliest tokens; 0: all', 0, 1000000, live=True)
+    top_p: float = option(0.95, 'choose among the likeliest tokens that hold this share', 0.0, 1.0,
+                          live=True)
+    min_p: float = option(0.05, 'drop tokens less likely than this share of the likeliest', 0.0,
+                          1.0, live=True)
+    repeat_penalty: float = option(1.0, 'penalty for repeated tokens; 1: none', 0.1, 10.0,
+                                   live=True)
+    seed: int = option(-1, 'seed of the random choice; -1: another one each time', -1, 4294967294,
+                       live=True)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, checked(item, getattr(self, item.name)))
+        for part in filter(None, self.bpu_cores.split(',')):
+            if not part.strip().isdigit():
+                raise ConfigError(f'bpu_cores is {self.bpu_cores!r}: expected numbers with commas '
+                                  'between them, as in 0,1', 'bpu_cores')
+
+    @classmethod
+    def from_flat(cls: type[C], values: Mapping[str, Any]) -> C:
+        """
+        Build from names and values; values may be text, as on a command line.
+
+        :raises ConfigError: an unknown name or a value out of range
+        """
+        known = {item.name for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f'; did you mean {near[0]}?' if near else ''
+                raise ConfigError(f'there is no option {name!r}{hint}', name)
+        return cls(**dict(values))
+
+    @classmethod
+    def from_yaml(cls: type[C], path: str | Path, **overrides: Any) -> C:
+        """Build from a ROS parameter file; options of the node alone are left out."""
+        values = read_parameter_file(path)
+        own = {item.name for item in fields(cls)}
+        unknown = set(values) - {item.name for item in fields(NodeConfig)}
+        if unknown:
+            raise ConfigError(f'{path}: there is no option {sorted(unknown)[0]!r}')
+        return cls.from_flat({k: v for k, v in values.items() if k in own} | overrides)
+
+    def system_text(self) -> str:
+        """Give the system prompt, read from its file where it is one."""
+        text = self.system_prompt
+        if text and len(text) < 4096 and '\n' not in text:
+            path = Path(text).expanduser()
+            try:
+                if path.is_file():
+                    return path.read_text(encoding='utf-8').strip()
+            except (OSError, UnicodeDecodeError) as exc:
+                raise ConfigError(f'system_prompt: cannot read the text file {path}: {exc}',
+                                  'system_prompt') from exc
+            if path.suffix == '.txt':
+                raise ConfigError(f'system_prompt: there is no file {path}; give a text file or '
+                                  'the text itself', 'system_prompt')
+        return text
+
+    def cores(self) -> tuple[int, ...]:
+        """Give ``bpu_cores`` as numbers."""
+        return tuple(int(part) for part in self.bpu_cores.split(',') if part.strip())
+
+
+@dataclass(frozen=True)
+class NodeConfig(Config):
+    """Options of the ROS 2 node: those of the engine and where things come from and go to."""
+
+    feed_type: int = option(FEED_LOCAL, '0 local picture, 1 subscribed pictures and prompts, '
+                            '2 subscribed prompts without pictures', choices=(0, 1, 2))
+    image: str = option('', 'picture that feed_type 0 reads; empty: the bundled sample')
+    image_type: int = option(0, 'kind of the local picture; 0: an image file', choices=(0, 1))
+    is_shared_mem_sub: int = option(0, '1: subscribe to hbm_img_msgs on /hbmem_img',
+                                    choices=(0, 1))
+    user_prompt: str = option('', 'question of feed_type 0, and of trigger image', live=True)
+    cute_words: str = option('', 'phrases with ; between them, one of which is spoken before an '
+                             'answer', live=True)
+    pre_infer: int = option(0, '1: encode the newest picture on 你好, 2: always, before the prompt '
+                            'comes', choices=(0, 1, 2))
+    ai_msg_pub_topic_name: str = option('/llama_cpp_node', 'topic of ai_msgs/PerceptionTargets')
+    text_msg_pub_topic_name: str = option('/tts_text', 'topic of the answer in sentences')
+    result_pub_topic_name: str = option('/hobot_vlm/result', 'topic of the whole answer')
+    ros_img_sub_topic_name: str = option('/image', 'topic of the pictures; several with , between '
+                                         'them')
+    ros_string_sub_topic_name: str = option('/prompt_text', 'topic of the prompts')
+    image_transport: str = option('raw', 'kind of the image messages',
+                                  choices=('raw', 'compressed'))
+    image_qos: str = option('auto', 'reliability of the image subscription; auto: as all '
+                            'publishers offer it', choices=('auto', 'best_effort', 'reliable'))
+    trigger: str = option('prompt', 'what starts an answer: a prompt, or each image with '
+                          'user_prompt', choices=('prompt', 'image'), live=True)
+    max_rate: float = option(0.0, 'trigger image: most answers per second; 0: as fast as they come',
+                             0.0, 1000.0, live=True)
+    skip_similar: bool = option(False, 'trigger image: skip pictures that look like the last one '
+                                'answered', live=True)
+    max_image_age: float = option(0.0, 'seconds after which a picture is too old to answer from; '
+                                  '0: never', 0.0, 86400.0, live=True)
+    old_images: str = option('report', 'what to do with a picture older than max_image_age: answer '
+                             'and report it, or refuse', choices=('report', 'refuse'), live=True)
+    parser_mode: int = option(0, '0: text, 1: each prompt names a thing to find, and its boxes are '
+                              'published', choices=(0, 1))
+    stay_alive: bool = option(False, 'feed_type 0: go on running after the answer')
+    autostart: bool = option(True, 'configure and activate at start-up')
+
+
+def checked(item: Field[Any], value: Any) -> Any:
+    """
+    Give the value in the option's type.
+
+    :raises ConfigError: it has another type or is out of range
+    """
+    kind = type(item.default)
+    name, meta = item.name, item.metadata
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
+            value = value.lower() in ('true', '1', 'yes')
+        if value in (0, 1) and not isinstance(value, (str, float)):
+            value = bool(value)
+    elif kind in (int, float) and isinstance(value, str):
+        try:
+            value = kind(value)
+        except ValueError:
+            pass
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    elif kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif kind is str and isinstance(value, Path):
+        value = str(value)
+    if type(value) is not kind:
+        raise ConfigError(f'{name} is {value!r}: expected {_kind_words(kind)}', name)
+    if kind is str and '\0' in value:
+        raise ConfigError(f'{name} holds a zero byte: expected text', name)
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f'{name} is {value}: expected a finite number', name)
+    if meta['choices'] and value not in meta['choices']:
+        allowed = ', '.join(repr(c) for c in meta['choices'])
+        raise ConfigError(f'{name} is {value!r}: expected one of {allowed}', name)
+    low, high = meta['low'], meta['high']
+    if low is not None and not low <= value <= high:
+        raise ConfigError(f'{name} is {value}: expected {low} to {high}', name)
+    return value
+
+
+def _kind_words(kind: type) -> str:
+    return {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}[kind]
+
+
+def read_parameter_file(path: str | Path) -> dict[str, Any]:
+    """
+    Read the parameters of a ROS YAML file: ``NODE: {ros__parameters: {name: value}}``.
+
+    :raises ConfigError: unreadable, or of another layout
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise ConfigError(f'cannot read the parameter file {path}: {exc}') from exc
+    values: dict[str, Any] = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f'{path}: expected `/**:` with `ros__parameters:` below it')
+    for node, body in content.items():
+        if not isinstance(body, dict) or not isinstance(body.get('ros__parameters'), dict):
+            raise ConfigError(f'{path}: expected `ros__parameters:` below {node!r}')
+        values.update(body['ros__parameters'])
+    return values
+
+
+def default_of(item: Field[Any]) -> Any:
+    """Give the default of an option."""
+    assert item.default is not MISSING
+    return item.default

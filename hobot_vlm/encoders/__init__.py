@@ -1,0 +1,92 @@
+"""
+Vision encoders: tiles in, embeddings out.
+
+An encoder knows one runtime. It knows nothing of prompts, of families or of the decoder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ModelFileError
+from ..values import ImageTiles
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """
+    What the user may choose of an encoder.
+
+    :param threads: CPU threads; 0 lets the runtime decide
+    :param bpu_priority: 0 (lowest) to 255
+    :param bpu_cores: BPU cores to use; empty lets the runtime decide
+    """
+
+    threads: int = 0
+    bpu_priority: int = 0
+    bpu_cores: tuple[int, ...] = ()
+
+
+class VisionEncoder(ABC):
+    """
+    Turns tiles into the embeddings that the decoder reads.
+
+    ``side`` is the width and height of a tile in pixels; ``tokens`` the number of embeddings per
+    tile, or 0 where only running the model tells; ``n_embd`` their width.
+    """
+
+    side: int
+    tokens: int
+    n_embd: int
+
+    @abstractmethod
+    def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:
+        """
+        Encode all tiles of a picture.
+
+        :return: float32 (tiles, tokens, n_embd), C order
+        :raises InferenceError: the runtime failed
+        """
+
+    def close(self) -> None:
+        """Free what the encoder holds; twice is harmless."""
+
+    def __enter__(self) -> VisionEncoder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+#: file suffix -> class, imported when a file of that kind is opened
+ENCODERS = {
+    '.onnx': 'hobot_vlm.encoders.onnx:OnnxEncoder',
+    '.bin': 'hobot_vlm.encoders.bpu:BpuEncoder',
+    '.hbm': 'hobot_vlm.encoders.bpu:BpuEncoder',
+    '.gguf': 'hobot_vlm.encoders.mmproj:MmprojEncoder',
+}
+
+
+def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -> VisionEncoder:
+    """
+    Open an encoder file with the runtime for its kind.
+
+    :raises ModelFileError: missing, damaged or of an unknown kind
+    :raises BackendMissing: this machine lacks the runtime
+    """
+    path = Path(path)
+    if path.suffix not in ENCODERS:
+        raise ModelFileError(path, f'no encoder is known for *{path.suffix}; '
+                             f"expected one of {', '.join(sorted(ENCODERS))}")
+    if not path.is_file():
+        raise ModelFileError(path, 'there is no such file; give the path of the vision encoder '
+                             'in model_file_name, or a name that `vlm models` lists in model')
+    module, name = ENCODERS[path.suffix].split(':')
+    encoder: VisionEncoder = getattr(import_module(module), name)(path, options)
+    return encoder

@@ -1,0 +1,77 @@
+"""
+Everything that can go wrong, as one tree.
+
+VlmError
+├── ConfigError        an option that does not exist, or a value that it cannot have
+├── ModelFileError     a model file that is missing, cut short or of the wrong kind
+├── ModelMismatch      files that do not belong together, or to no known family
+├── BackendMissing     a library or a chip that this machine does not have
+├── DownloadError      a model that could not be fetched
+├── PictureError       a picture or image message that cannot be read
+├── PromptTooLong      a prompt that does not fit the context
+├── GrammarError       a grammar, schema or option of an answer that cannot be used
+└── InferenceError     the encoder or llama.cpp failed on good input
+
+A message names the thing, says what was expected, and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class VlmError(Exception):
+    """Base of all errors that hobot_vlm raises."""
+
+
+class ConfigError(VlmError):
+    """An option that does not exist, or a value that it cannot have."""
+
+    def __init__(self, message: str, name: str = ''):
+        super().__init__(message)
+        self.name = name
+
+
+class ModelFileError(VlmError):
+    """A model file that is missing, cut short or of the wrong kind."""
+
+    def __init__(self, path: object, reason: str):
+        super().__init__(f'model file {path}: {reason}')
+        self.path = str(path)
+
+
+class ModelMismatch(VlmError):
+    """Files that do not belong together, or that belong to no known family."""
+
+
+class BackendMissing(VlmError):
+    """A library or a chip that this machine does not have."""
+
+    def __init__(self, what: str, cure: str):
+        super().__init__(f'{what}; {cure}')
+        self.cure = cure
+
+
+class DownloadError(VlmError):
+    """A model that could not be fetched."""
+
+
+class PictureError(VlmError):
+    """A picture or an image message that cannot be read."""
+
+
+class PromptTooLong(VlmError):
+    """A prompt that does not fit the context."""
+
+    def __init__(self, tokens: int, capacity: int):
+        super().__init__(
+            f'the prompt takes {tokens} tokens and n_ctx is {capacity}: '
+            'shorten the prompt, show fewer pictures or tiles (max_tiles), or raise n_ctx')
+        self.tokens = tokens
+        self.capacity = capacity
+
+
+class GrammarError(VlmError):
+    """A grammar, schema or option of an answer that cannot be used."""
+
+
+class InferenceError(VlmError):
+    """The encoder or llama.cpp failed on good input."""

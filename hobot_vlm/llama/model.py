@@ -1,0 +1,312 @@
+"""
+A GGUF language model and its context, with owned lifetimes.
+
+``Decoder`` turns text into tokens and tokens into bytes, and runs batches. What is in the KV
+cache is the business of ``session.py``.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+import ctypes
+from functools import lru_cache
+import logging
+import os
+from pathlib import Path
+import struct
+from typing import Any
+
+from llama_cpp import llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InferenceError, ModelFileError, ModelMismatch
+
+logger = logging.getLogger('hobot_vlm.llama')
+
+#: bits of llama_token_attr in llama.h
+ATTR_UNKNOWN, ATTR_CONTROL, ATTR_USER_DEFINED = 1, 8, 16
+
+#: tokens per computed step while a prompt is read; llama.cpp's own default
+MAX_UBATCH = 512
+
+_last_errors: list[str] = []
+
+
+@lib.llama_log_callback
+def _on_log(level: int, text: bytes, _: Any) -> None:
+    """Pass llama.cpp's words to logging; keep its errors for our own messages."""
+    line = text.decode('utf-8', 'replace').strip()
+    if level == 4 and line:
+        _last_errors.append(line)
+        del _last_errors[:-3]
+    if line:
+        # an error of llama.cpp ends in an exception of ours, which says it better
+        logger.debug('%s', line)
+
+
+@lru_cache(maxsize=None)
+def _start_backend() -> None:
+    lib.llama_log_set(_on_log, ctypes.c_void_p(0))
+    lib.llama_backend_init()
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:                  # not on Linux
+        return os.cpu_count() or 1
+
+
+def check_gguf(path: Path) -> None:
+    """
+    Check that a file is there and starts like a GGUF file.
+
+    :raises ModelFileError: it is not
+    """
+    if not path.is_file():
+        raise ModelFileError(path, 'there is no such file; give the path of the language model '
+                             '(.gguf) in llm_model_name, or a name that `vlm models` lists in '
+                             'model')
+    with path.open('rb') as file:
+        head = file.read(8)
+    if head[:4] != b'GGUF':
+        raise ModelFileError(path, f'it starts with {head[:4]!r} instead of GGUF, so it is no '
+                             'model of llama.cpp; give a .gguf file')
+    if len(head) < 8 or not 2 <= struct.unpack('<I', head[4:])[0] <= 16:
+        raise ModelFileError(path, 'its GGUF version is unknown; expected 2 or 3. Fetch the file '
+                             'again or convert the model anew')
+
+
+class Decoder:
+    """
+    A llama.cpp model with one context.
+
+    :param n_ctx: cells of the KV cache; at most what the model was trained for
+    :param threads: 0: one per usable core
+    :param n_seq: sequences that share the cells
+    :raises ModelFileError: missing, cut short or no language model
+    """
+
+    def __init__(self, path: str | Path, *, n_ctx: int = 4096, n_batch: int = 512,
+                 n_gpu_layers: int = 0, threads: int = 0, n_seq: int = 1):
+        self.path = Path(path)
+        self._on_close = ExitStack()
+        check_gguf(self.path)
+        _start_backend()
+        _last_errors.clear()
+        # 1. the model
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        self.model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self.model:
+            why = '; '.join(_last_errors) or 'llama.cpp gave no reason'
+            raise ModelFileError(self.path, f'llama.cpp cannot load it ({why}); expected a whole '
+                                 'GGUF language model: fetch it again, or give the decoder and '
+                                 'not the mmproj')
+        self._on_close.callback(lib.llama_model_free, self.model)
+        if not lib.llama_model_has_decoder(self.model):
+            self.close()
+            raise ModelFileError(self.path, 'it has no decoder; expected a language model')
+        self.vocab = lib.llama_model_get_vocab(self.model)
+        self.n_embd = int(lib.llama_model_n_embd_inp(self.model))
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
+        trained = int(lib.llama_model_n_ctx_train(self.model))
+        if 0 < trained < n_ctx:
+            logger.info('n_ctx is %d: the model was trained for no more', trained)
+            n_ctx = trained
+        self.n_ctx = n_ctx
+        self.n_batch = min(n_batch, n_ctx)
+        # 2. its context
+        settings = lib.llama_context_default_params()
+        settings.n_ctx = n_ctx
+        settings.n_batch = self.n_batch
+        settings.n_ubatch = min(self.n_batch, MAX_UBATCH)
+        settings.n_seq_max = n_seq
+        settings.kv_unified = True          # sequences share the cells
+        settings.n_threads = settings.n_threads_batch = threads or usable_cores()
+        settings.no_perf = False
+        self.context = lib.llama_init_from_model(self.model, settings)
+        if not self.context:
+            why = '; '.join(_last_errors) or 'llama.cpp gave no reason'
+            self.close()
+            raise ModelFileError(self.path, f'llama.cpp makes no context of {n_ctx} cells for it '
+                                 f'({why}); lower n_ctx or free memory')
+        self._on_close.callback(lib.llama_free, self.context)
+        self.memory = lib.llama_get_memory(self.context)
+        # 3. the way to stop it
+        self._stop = ctypes.create_string_buffer(2)
+        self._install_stop()
+        # 4. buffers that every batch uses; token and embd point elsewhere each time
+        self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
+        self._on_close.callback(self._free_batch)
+        self._batch_token = ctypes.cast(self._batch.token, ctypes.POINTER(lib.llama_token))
+        self._pos = np.ctypeslib.as_array(self._batch.pos, (self.n_batch,))
+        self._logits = np.ctypeslib.as_array(self._batch.logits, (self.n_batch,))
+        self._tokens = np.ctypeslib.as_array(self._batch.token, (self.n_batch,))
+        for i in range(self.n_batch):
+            self._batch.n_seq_id[i] = 1
+        self._piece = ctypes.create_string_buffer(256)
+        self.one_token = np.zeros(1, np.int32)
+        self.controls, self.marks = self._read_controls()
+
+    # -- stopping ----------------------------------------------------------------------------
+
+    def _install_stop(self) -> None:
+        """
+        Let another thread stop a running llama_decode.
+
+        llama.cpp asks a callback before each step of its graph, thousands of times a token, so
+        the callback must not be Python. C's strlen is one already: it takes a pointer, and gives
+        0 (go on) for an empty string and 1 (stop) for a string of one character.
+        """
+        strlen = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+        assert strlen
+        self._stop_callback = lib.ggml_abort_callback(strlen)
+        lib.llama_set_abort_callback(self.context, self._stop_callback,
+                                     ctypes.addressof(self._stop))
+
+    def stop(self) -> None:
+        """Make the running batch, or the next one, end early; callable from any thread."""
+        self._stop[0] = b'\x01'
+
+    def allow(self) -> None:
+        """Undo ``stop``."""
+        self._stop[0] = b'\x00'
+
+    # -- running -----------------------------------------------------------------------------
+
+    def run_tokens(self, tokens: npt.NDArray[np.int32], position: int, seq: int,
+                   logits: bool) -> bool:
+        """
+        Decode tokens at consecutive positions.
+
+        :param tokens: at most ``n_batch``
+        :param logits: whether the last one's are wanted
+        :return: False if it was stopped; cells may then have been written
+        """
+        n = len(tokens)
+        self._tokens[:n] = tokens
+        self._batch.token, self._batch.embd = self._batch_token, None
+        return self._run(n, position, seq, logits)
+
+    def run_embeddings(self, data: npt.NDArray[np.float32], position: int, seq: int,
+                       logits: bool) -> bool:
+        """
+        Put embeddings, float32 (n, n_embd), at consecutive positions; as ``run_tokens``.
+
+        llama.cpp reads them where they lie; they are not copied here.
+        """
+        assert data.dtype == np.float32 and data.flags.c_contiguous
+        assert data.shape[1] == self.n_embd
+        self._batch.token = None
+        self._batch.embd = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        return self._run(len(data), position, seq, logits)
+
+    def _run(self, n: int, position: int, seq: int, logits: bool) -> bool:
+        batch = self._batch
+        batch.n_tokens = n
+        self._pos[:n] = np.arange(position, position + n, dtype=np.int32)
+        self._logits[:n] = 0
+        self._logits[n - 1] = logits
+        for i in range(n):
+            batch.seq_id[i][0] = seq
+        status = lib.llama_decode(self.context, batch)
+        if status == 0:
+            return True
+        if status == 2:
+            return False
+        why = 'no room in the KV cache' if status == 1 else '; '.join(_last_errors)
+        raise InferenceError(f'llama.cpp failed on {n} tokens at position {position}: '
+                             f'status {status} {why}')
+
+    def last_logits(self) -> npt.NDArray[np.float32]:
+        """Give the logits of the last batch's last token: float32 (n_vocab,), a copy."""
+        return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.context, -1),
+                                     (self.n_vocab,)).copy()
+
+    # -- tokens ------------------------------------------------------------------------------
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokenise as plain text: what looks like a control token is just characters."""
+        data = text.encode('utf-8', 'replace')
+        room = len(data) + 8
+        tokens = (lib.llama_token * room)()
+        n = lib.llama_tokenize(self.vocab, data, len(data), tokens, room, False, False)
+        if n < 0:
+            raise InferenceError(f'llama.cpp cannot tokenise {len(data)} bytes of text')
+        return tokens[:n]
+
+    def piece(self, token: int) -> bytes:
+        """Give the bytes of a token; control tokens have none."""
+        n = lib.llama_token_to_piece(self.vocab, token, self._piece, len(self._piece), 0, False)
+        if n < 0:                           # a token longer than any seen: take what it needs
+            self._piece = ctypes.create_string_buffer(-n)
+            n = lib.llama_token_to_piece(self.vocab, token, self._piece, -n, 0, False)
+        return self._piece.raw[:n]
+
+    def is_end(self, token: int) -> bool:
+        """Say whether a token ends the answer."""
+        return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+    def _read_controls(self) -> tuple[dict[str, int], list[str]]:
+        """
+        Give the tokens that a chat template may use as marks.
+
+        :return: text -> id of all; and those that llama.cpp would find in plain text too
+        """
+        vocab, attribute = self.vocab, lib.llama_vocab_get_attr
+        wanted = ATTR_CONTROL | ATTR_USER_DEFINED | ATTR_UNKNOWN
+        found = [i for i in range(self.n_vocab) if attribute(vocab, i) & wanted]
+        named = {lib.llama_vocab_get_text(vocab, i).decode('utf-8', 'replace'): i for i in found}
+        marks = [text for text, i in named.items() if len(text) > 1 and text[0] in '<['
+                 and text[-1] in '>]' and not attribute(vocab, i) & ATTR_CONTROL]
+        return named, marks
+
+    def bos(self) -> int | None:
+        """Give the token that this model wants first, if it wants one."""
+        if not lib.llama_vocab_get_add_bos(self.vocab):
+            return None
+        token = int(lib.llama_vocab_bos(self.vocab))
+        return token if token >= 0 else None
+
+    def bos_and_eos(self) -> tuple[str, str]:
+        """Give the texts of both tokens, for chat templates; empty where there is none."""
+        tokens = lib.llama_vocab_bos(self.vocab), lib.llama_vocab_eos(self.vocab)
+        bos, eos = ('' if t < 0 else lib.llama_vocab_get_text(self.vocab, t).decode(
+            'utf-8', 'replace') for t in tokens)
+        return bos, eos
+
+    # -- what the file says ------------------------------------------------------------------
+
+    def metadata(self, key: str) -> str | None:
+        """Give a metadata value of the GGUF file as text."""
+        size = lib.llama_model_meta_val_str(self.model, key.encode(), self._piece, 0)
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        lib.llama_model_meta_val_str(self.model, key.encode(), buffer, size + 1)
+        return buffer.value.decode('utf-8', 'replace')
+
+    def chat_template(self) -> str | None:
+        """Give the file's Jinja chat template."""
+        template = lib.llama_model_chat_template(self.model, None)
+        return template.decode('utf-8', 'replace') if template else None
+
+    def check_embedding_width(self, width: int, encoder: object) -> None:
+        """:raises ModelMismatch: an encoder gives embeddings of another width"""
+        if width != self.n_embd:
+            raise ModelMismatch(
+                f'{encoder} gives embeddings of width {width}, and {self.path} reads width '
+                f'{self.n_embd}: give the encoder and the decoder of one model')
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _free_batch(self) -> None:
+        self._batch.token, self._batch.embd = self._batch_token, None
+        lib.llama_batch_free(self._batch)
+
+    def close(self) -> None:
+        """Free the context, then the model; twice is harmless."""
+        self._on_close.close()

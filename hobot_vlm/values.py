@@ -1,0 +1,166 @@
+"""
+The values that travel between the parts: tiles, embeddings, spans, chunks of text, replies.
+
+Nothing here knows how a value is made. All are immutable; arrays must not be written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Union
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTiles:
+    """
+    One picture, cut for the encoder.
+
+    :param pixels: RGB uint8 (tiles, height, width, 3), not yet normalised
+    :param rows: rows of the grid of tiles; 0 where the overview is the only tile
+    :param columns: columns of the grid
+    :param overview: whether the last tile shows the whole picture
+    :param mean: per channel, of pixels scaled to 0..1
+    :param std: per channel
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    rows: int
+    columns: int
+    overview: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbedding:
+    """
+    What the decoder reads in place of a picture.
+
+    :param data: float32 (tiles, tokens per tile, n_embd), C order
+    :param key: hash of the picture and of how it was cut and encoded
+    :param size: (width, height) of the picture in pixels, before it was cut
+    """
+
+    data: npt.NDArray[np.float32]
+    rows: int
+    columns: int
+    overview: bool
+    key: bytes
+    size: tuple[int, int]
+
+    @property
+    def tokens(self) -> int:
+        """Number of cells that the picture takes in the KV cache."""
+        return self.data.shape[0] * self.data.shape[1]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain characters, of the template or of the user; never a control token."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """One control token of the chat template, by its text."""
+
+    token: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids as they were generated: an earlier answer in the history."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """The embeddings of one tile of a picture."""
+
+    embedding: ImageEmbedding
+    tile: int
+
+
+Span = Union[Text, Control, Tokens, Picture]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """
+    Where the time went, in milliseconds.
+
+    :param preprocess_ms: picture files and arrays -> tiles
+    :param encode_ms: tiles -> embeddings; 0 where they were known
+    :param prefill_ms: decoding what was new in the prompt
+    :param ttft_ms: from the question to the first token: all of the above and sampling
+    :param decode_ms: from the first token to the last
+    :param tokens_per_second: of the decode phase
+    """
+
+    preprocess_ms: float = 0.0
+    encode_ms: float = 0.0
+    prefill_ms: float = 0.0
+    ttft_ms: float = 0.0
+    decode_ms: float = 0.0
+    tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """
+    A piece of an answer: whole characters only.
+
+    :param thinking: whether the piece belongs to the model's reasoning, not to its answer
+    """
+
+    text: str
+    thinking: bool = False
+
+
+@dataclass(frozen=True)
+class Box:
+    """A region that the answer names, in pixels of the original picture."""
+
+    label: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """
+    A whole answer.
+
+    :param finish_reason: ``stop`` (the model ended), ``length`` or ``cancelled``
+    :param prompt_tokens: cells that the prompt takes in the KV cache, pictures included
+    :param image_tokens: how many of them are embeddings of pictures
+    :param completion_tokens: tokens of the answer
+    :param reused_tokens: how many prompt tokens were in the KV cache already
+    :param thinking: the model's reasoning, where it was asked for
+    """
+
+    text: str
+    finish_reason: str = 'stop'
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    completion_tokens: int = 0
+    reused_tokens: int = 0
+    timings: Timings = field(default_factory=Timings)
+    thinking: str = ''
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the fields by name, for JSON."""
+        return asdict(self)
+
+
+#: What may be shown: a path, the bytes of an image file, or RGB uint8 (height, width, 3).
+ImageSource = Union[str, bytes, 'npt.NDArray[np.uint8]', Any]
+Images = Union[ImageSource, Sequence[ImageSource], None]

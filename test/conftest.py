@@ -1,0 +1,32 @@
+"""What the tests share: the bundled model, loaded once, and the bundled picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hobot_vlm import VLM
+import pytest
+
+DEMO = Path(__file__).parents[1] / 'hobot_vlm' / 'demo'
+MODELS = Path(__file__).parent / 'models'
+
+
+@pytest.fixture(scope='session')
+def demo() -> Iterator[VLM]:
+    """Give the demo model; tests that count what is decoded load their own."""
+    with VLM.load('demo') as vlm:
+        yield vlm
+
+
+@pytest.fixture
+def fresh() -> Iterator[VLM]:
+    """Give a demo model that nobody has asked yet."""
+    with VLM.load('demo') as vlm:
+        yield vlm
+
+
+@pytest.fixture(scope='session')
+def sample() -> str:
+    """Give the path of the bundled picture."""
+    return str(DEMO / 'sample.png')

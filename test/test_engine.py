@@ -1,0 +1,263 @@
+"""The whole way from picture and question to text, on the bundled model."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+from hobot_vlm import ConfigError, PictureError, PromptTooLong, VLM, VlmError
+from hobot_vlm.llama.session import Session
+import numpy as np
+import pytest
+
+QUESTION = 'Describe the picture.'
+
+
+def plain(colour, size=(60, 80)):
+    """Draw an empty picture."""
+    return np.full((*size, 3), colour, np.uint8)
+
+
+def test_an_answer_and_its_numbers(fresh, sample):
+    reply = fresh.ask(QUESTION, sample)
+    assert reply.text.startswith('There is ')
+    assert reply.finish_reason == 'stop'
+    assert reply.image_tokens == fresh.encoder.tokens
+    assert reply.prompt_tokens > reply.image_tokens
+    assert reply.completion_tokens > 3
+    assert reply.reused_tokens == 0
+    times = reply.timings
+    assert min(times.preprocess_ms, times.encode_ms, times.prefill_ms, times.decode_ms) > 0
+    assert times.ttft_ms >= times.preprocess_ms + times.encode_ms + times.prefill_ms
+    assert times.tokens_per_second == pytest.approx(
+        (reply.completion_tokens - 1) / times.decode_ms * 1000, rel=0.01)
+    assert json.loads(json.dumps(reply.as_dict()))['timings']['ttft_ms'] == times.ttft_ms
+
+
+def test_chunks_join_to_the_answer(demo, sample):
+    for prompt in (QUESTION, '描述一下这张图片.'):
+        stream = demo.stream(prompt, sample)
+        chunks = list(stream)
+        assert len(chunks) > 3
+        assert ''.join(c.text for c in chunks) == stream.reply.text == demo.ask(prompt,
+                                                                                sample).text
+        assert '\ufffd' not in stream.reply.text
+
+
+def test_every_kind_of_picture_source(demo, sample):
+    from PIL import Image
+
+    array = np.asarray(Image.open(sample).convert('RGB'))
+    expected = demo.ask(QUESTION, sample).text
+    with open(sample, 'rb') as file:
+        assert demo.ask(QUESTION, file.read()).text == expected
+    assert demo.ask(QUESTION, array).text == expected
+    assert demo.ask(QUESTION, [array]).text == expected
+
+
+def test_a_second_question_decodes_only_its_own_text(fresh, sample):
+    first = fresh.ask(QUESTION, sample)
+    again = 'What colour is the background?'
+    second = fresh.ask(again, sample)
+    assert second.timings.encode_ms == 0
+    assert second.reused_tokens >= first.image_tokens + 3
+    with VLM.load('demo') as other:
+        alone = other.ask(again, sample)
+    assert alone.reused_tokens == 0
+    assert second.text == alone.text
+    third = fresh.ask(again, sample)
+    assert third.reused_tokens == third.prompt_tokens - 1
+    assert third.text == alone.text
+
+
+def test_the_same_prompt_after_another_picture(fresh, sample):
+    expected = fresh.ask(QUESTION, sample).text
+    assert fresh.ask(QUESTION, plain((0, 0, 255))).text != expected
+    reply = fresh.ask(QUESTION, sample)
+    assert reply.text == expected
+    assert reply.timings.encode_ms == 0             # the embedding was kept
+    assert reply.reused_tokens < reply.image_tokens  # the cells were not
+
+
+def test_a_system_prompt_is_part_of_the_prompt(demo, sample):
+    without = demo.ask(QUESTION, sample)
+    with_one = demo.ask(QUESTION, sample, system_prompt='You are a helpful assistant.')
+    assert with_one.prompt_tokens > without.prompt_tokens
+    assert demo.ask(QUESTION, sample).prompt_tokens == without.prompt_tokens
+
+
+def test_n_predict_ends_an_answer(demo, sample):
+    reply = demo.ask(QUESTION, sample, n_predict=4)
+    assert (reply.finish_reason, reply.completion_tokens) == ('length', 4)
+
+
+def test_a_seed_repeats_an_answer(demo, sample):
+    def answers(seed):
+        return [demo.ask(QUESTION, sample, temperature=8.0, top_k=0, top_p=1.0, min_p=0.0,
+                         seed=seed, n_predict=24).text for _ in range(2)]
+
+    assert answers(7)[0] == answers(7)[1]
+    assert answers(7)[0] != answers(8)[0]
+    free = answers(-1)
+    assert free[0] != free[1]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_decoding(fresh):
+    before = len(fresh._session)
+    with pytest.raises(PromptTooLong) as caught:
+        fresh.ask('dog ' * 20_000)
+    assert caught.value.tokens > 20_000 - 1
+    assert caught.value.capacity == fresh._decoder.n_ctx
+    assert str(caught.value.tokens) in str(caught.value) and 'n_ctx' in str(caught.value)
+    assert len(fresh._session) == before
+    assert fresh.ask('Hello').finish_reason == 'stop'
+
+
+def test_an_answer_ends_where_the_context_does(sample):
+    with VLM.load('demo', n_ctx=72) as vlm:
+        reply = vlm.ask(QUESTION, sample, n_predict=1000, system_prompt='Be short.')
+        assert reply.finish_reason == 'length'
+        assert reply.prompt_tokens + reply.completion_tokens == 72 + 1
+        assert vlm.ask('Hello').finish_reason == 'stop'
+
+
+def test_closing_the_stream_stops_the_model(fresh, sample):
+    expected = fresh.ask(QUESTION, sample).text
+    stream = fresh.stream(QUESTION, sample)
+    next(stream)
+    stream.close()
+    assert stream.reply.finish_reason == 'cancelled'
+    assert stream.reply.completion_tokens < 4
+    assert list(stream) == []
+    assert fresh.ask(QUESTION, sample).text == expected
+
+
+def test_cancel_from_another_thread(fresh, sample):
+    stream = fresh.stream(QUESTION, sample)
+    next(stream)
+    threading.Thread(target=fresh.cancel).start()
+    while fresh._running and not fresh._cancelled:
+        time.sleep(0.001)
+    assert len(list(stream)) <= 1
+    assert stream.reply.finish_reason == 'cancelled'
+    fresh.cancel()                                  # nothing runs: nothing to cancel
+    assert fresh.ask(QUESTION, sample).finish_reason == 'stop'
+
+
+def test_cancel_stops_a_long_prefill(fresh):
+    text = 'dog ' * 3500
+    whole = fresh.ask(text, n_predict=1).timings.prefill_ms / 1000
+    fresh.ask('Hello')                              # leaves little of it in the cache
+    timer = threading.Timer(whole / 8, fresh.cancel)
+    timer.start()
+    reply = fresh.ask(text, n_predict=1)
+    timer.join()
+    assert (reply.finish_reason, reply.completion_tokens) == ('cancelled', 0)
+    assert reply.timings.prefill_ms / 1000 < whole / 2
+    assert fresh.ask('Hello').text == fresh.ask('Hello').text
+
+
+def test_an_unfinished_stream_gives_way_to_the_next_question(fresh, sample):
+    stream = fresh.stream(QUESTION, sample)
+    next(stream)
+    assert fresh.ask('Hello').finish_reason == 'stop'
+    assert stream.reply.finish_reason == 'cancelled'
+
+
+def test_requests_of_several_threads_wait_for_each_other(demo, sample):
+    expected = {q: demo.ask(q, sample).text for q in (QUESTION, '背景是什么颜色？', 'Hello')}
+    got = []
+
+    def work(question):
+        got.append((question, demo.ask(question, sample).text))
+
+    threads = [threading.Thread(target=work, args=(q,)) for q in list(expected) * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == sorted(list(expected.items()) * 4)
+
+
+def test_a_conversation_decodes_only_what_is_new(fresh, sample):
+    chat = fresh.conversation()
+    first = chat.ask(QUESTION, sample)
+    second = chat.ask('背景是什么颜色？')
+    assert second.image_tokens == first.image_tokens
+    # all but the last sampled token of the first answer stands in the cache
+    assert second.reused_tokens == first.prompt_tokens + first.completion_tokens
+    assert '背景是' in second.text
+    chat.reset()
+    assert chat.ask('Hello').prompt_tokens < first.prompt_tokens
+
+
+def test_several_turns_equal_a_fresh_context(fresh, sample):
+    chat = fresh.conversation()
+    questions = [(QUESTION, sample), ('How many dogs are there?', None),
+                 ('描述一下这张图片.', plain((0, 0, 255))), ('What is on the left?', None)]
+    answers = [chat.ask(q, i).text for q, i in questions]
+    fresh._session.rewind(0)
+    fresh._session = Session(fresh._decoder)
+    chat._turns.pop()
+    last = chat.ask(*questions[-1])
+    assert last.reused_tokens == 0
+    assert last.text == answers[-1]
+
+
+def test_a_full_conversation_drops_its_oldest_turns(sample):
+    with VLM.load('demo', n_ctx=256) as vlm:
+        chat = vlm.conversation()
+        chat.ask(QUESTION, sample)
+        replies = [chat.ask('What colour is the background?') for _ in range(20)]
+        assert all(r.finish_reason == 'stop' and r.image_tokens for r in replies)
+        assert len(chat._turns) < 20
+        refusing = vlm.conversation(overflow='refuse')
+        refusing.ask(QUESTION, sample)
+        with pytest.raises(PromptTooLong):
+            for _ in range(20):
+                refusing.ask('What colour is the background?')
+        with pytest.raises(ConfigError, match='drop_oldest'):
+            vlm.conversation(overflow='explode')
+
+
+def test_a_changed_picture_is_a_new_picture_in_the_conversation(fresh, sample):
+    chat = fresh.conversation()
+    first = chat.ask(QUESTION, sample)
+    second = chat.ask('What colour is the background?', plain((255, 0, 0)))
+    assert second.image_tokens == 2 * first.image_tokens
+    assert 'red' in second.text
+
+
+@pytest.mark.parametrize(('options', 'match'), [
+    ({'n_ctx': 5}, 'n_ctx cannot differ'), ({'nonsense': 1}, 'nonsense'),
+    ({'temperature': -1}, 'temperature is -1'), ({'top_p': 'x'}, 'top_p'),
+    ({'thinking': True}, 'InternVL'),
+])
+def test_bad_options_of_a_request(demo, options, match):
+    with pytest.raises(ConfigError, match=match):
+        demo.ask('Hello', **options)
+
+
+@pytest.mark.parametrize('picture', ['/nowhere/dog.jpg', b'GIF89a but not really',
+                                     np.zeros((0, 5, 3), np.uint8), np.zeros((4, 4, 3))])
+def test_a_bad_picture_is_named_and_the_next_question_answered(demo, sample, picture):
+    with pytest.raises(PictureError):
+        demo.ask(QUESTION, picture)
+    assert demo.ask(QUESTION, sample).finish_reason == 'stop'
+
+
+def test_labels_must_fit_the_pictures(demo, sample):
+    with pytest.raises(PictureError, match='2 labels for 1'):
+        demo.ask(QUESTION, sample, labels=['a', 'b'])
+    labelled = demo.ask(QUESTION, [sample, sample], labels=['Frame1', 'Frame2'])
+    assert labelled.prompt_tokens > demo.ask(QUESTION, [sample, sample]).prompt_tokens
+
+
+def test_closing_twice_and_errors_have_one_root(sample):
+    vlm = VLM.load('demo')
+    stream = vlm.stream(QUESTION, sample)
+    next(stream)
+    vlm.close()
+    vlm.close()
+    assert issubclass(PictureError, VlmError) and issubclass(PromptTooLong, VlmError)

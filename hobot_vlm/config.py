@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, Field, fields, MISSING
 import difflib
 import math
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,12 +74,24 @@ class Config:
                                    live=True)
     seed: int = option(-1, 'seed of the random choice; -1: another one each time', -1, 4294967294,
                        live=True)
+    grammar: str = option('', 'GBNF grammar that every answer follows: text, or the path of a '
+                          'file', live=True)
+    json_schema: str = option('', 'JSON schema that every answer follows: text, or the path of a '
+                              'file', live=True)
+    lora: str = option('', 'LoRA adapter for the language model: .gguf')
+    lora_scale: float = option(1.0, 'strength of the LoRA adapter', -100.0, 100.0)
+    cache_type: str = option('f16', 'number format of the KV cache',
+                             choices=('f16', 'q8_0', 'q4_0'))
+    flash_attention: str = option('auto', 'fused attention; a quantised KV cache needs it',
+                                  choices=('auto', 'on', 'off'))
+    mmap: bool = option(True, 'map the language model instead of reading it into memory')
+    warm_up: bool = option(True, 'run once at start, so that the first answer is not slower')
 
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, checked(item, getattr(self, item.name)))
         for part in filter(None, self.bpu_cores.split(',')):
-            if not part.strip().isdigit():
+            if not part.strip().isdecimal():
                 raise ConfigError(f'bpu_cores is {self.bpu_cores!r}: expected numbers with commas '
                                   'between them, as in 0,1', 'bpu_cores')
 
@@ -92,7 +105,7 @@ class Config:
         known = {item.name for item in fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
+                near = difflib.get_close_matches(str(name), known, 1)
                 hint = f'; did you mean {near[0]}?' if near else ''
                 raise ConfigError(f'there is no option {name!r}{hint}', name)
         return cls(**dict(values))
@@ -104,23 +117,35 @@ class Config:
         own = {item.name for item in fields(cls)}
         unknown = set(values) - {item.name for item in fields(NodeConfig)}
         if unknown:
-            raise ConfigError(f'{path}: there is no option {sorted(unknown)[0]!r}')
+            raise ConfigError(f'{path}: there is no option {sorted(unknown, key=str)[0]!r}')
         return cls.from_flat({k: v for k, v in values.items() if k in own} | overrides)
 
     def system_text(self) -> str:
         """Give the system prompt, read from its file where it is one."""
-        text = self.system_prompt
-        if text and len(text) < 4096 and '\n' not in text:
-            path = Path(text).expanduser()
-            try:
-                if path.is_file():
-                    return path.read_text(encoding='utf-8').strip()
-            except (OSError, UnicodeDecodeError) as exc:
-                raise ConfigError(f'system_prompt: cannot read the text file {path}: {exc}',
-                                  'system_prompt') from exc
-            if path.suffix == '.txt':
-                raise ConfigError(f'system_prompt: there is no file {path}; give a text file or '
-                                  'the text itself', 'system_prompt')
+        return self._text('system_prompt', '.txt')
+
+    def grammar_text(self) -> str:
+        """Give the grammar, read from its file where it is one."""
+        return self._text('grammar', '.gbnf')
+
+    def schema_text(self) -> str:
+        """Give the JSON schema, read from its file where it is one."""
+        return self._text('json_schema', '.json')
+
+    def _text(self, name: str, suffix: str) -> str:
+        """Give an option that is text or the path of a text file."""
+        text = str(getattr(self, name))
+        if not text or len(text) > 4095 or '\n' in text:
+            return text
+        path = Path(os.path.expanduser(text))
+        try:
+            if os.path.isfile(path):        # unlike Path.is_file, no error for long or odd text
+                return path.read_text(encoding='utf-8').strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f'{name}: cannot read the text file {path}: {exc}', name) from exc
+        if path.suffix == suffix and ' ' not in text:
+            raise ConfigError(f'{name}: there is no file {path}; give a file, or the text itself',
+                              name)
         return text
 
     def cores(self) -> tuple[int, ...]:
@@ -175,7 +200,7 @@ def checked(item: Field[Any], value: Any) -> Any:
 
     :raises ConfigError: it has another type or is out of range
     """
-    kind = type(item.default)
+    kind: type[Any] = type(default_of(item))
     name, meta = item.name, item.metadata
     if kind is bool:
         if isinstance(value, str) and value.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
@@ -188,7 +213,10 @@ def checked(item: Field[Any], value: Any) -> Any:
         except ValueError:
             pass
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            pass
     elif kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     elif kind is str and isinstance(value, Path):
@@ -222,7 +250,7 @@ def read_parameter_file(path: str | Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+    except (OSError, ValueError, yaml.YAMLError) as exc:    # ValueError: no UTF-8, odd dates
         raise ConfigError(f'cannot read the parameter file {path}: {exc}') from exc
     values: dict[str, Any] = {}
     if not isinstance(content, dict):

@@ -1,14 +1,15 @@
 """
 From pictures and a question to a stream of text.
 
-The engine knows nothing of ROS, nor of which chip encodes a picture. One request runs at a time;
-others wait for it. Read ``VLM._answer`` first: it is the whole flow.
+The engine knows nothing of ROS, nor of which chip encodes a picture. Read ``_Lane`` first: it is
+one question on its way to an answer. ``VLM._serve`` runs one lane, or several side by side.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque, OrderedDict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 import hashlib
@@ -25,14 +26,14 @@ import numpy as np
 from . import catalogue
 from .config import Config
 from .encoders import EncoderOptions, open_encoder, VisionEncoder
-from .errors import ConfigError, ModelMismatch, PictureError, PromptTooLong, VlmError
+from .errors import ConfigError, ModelMismatch, PictureError, PromptTooLong
 from .families import detect, Family
 from .image import load_rgb
-from .llama.model import Decoder
+from .llama.model import Decoder, MAX_SEQUENCES
 from .llama.sampling import Sampler
-from .llama.session import flatten, Prompt, Session
+from .llama.session import Cache, flatten, Prompt
 from .prompt import CHATML, ChatTemplate, ends_in_thought, Part, PLAIN
-from .text import AnswerText, Utf8Stream
+from .text import AnswerText, StopTexts, Utf8Stream
 from .values import ImageEmbedding, Images, ImageSource, Reply, Span, TextChunk, Timings, Tokens
 
 logger = logging.getLogger('hobot_vlm')
@@ -40,9 +41,36 @@ logger = logging.getLogger('hobot_vlm')
 #: pictures whose embeddings are kept; the oldest leave first
 KEPT_PICTURES = 16
 
+#: questions whose pictures are encoded before it is their turn
+LOOK_AHEAD = 3
+
 #: options that may differ from question to question
 PER_REQUEST = ('n_predict', 'temperature', 'top_k', 'top_p', 'min_p', 'repeat_penalty', 'seed',
-               'system_prompt', 'thinking', 'max_tiles', 'fit')
+               'system_prompt', 'thinking', 'max_tiles', 'fit', 'grammar', 'json_schema')
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    A question and what goes with it.
+
+    :param prompt: the question
+    :param images: a path, the bytes of an image file, RGB uint8 (height, width, 3), or several
+        of these
+    :param labels: what to call each picture in the prompt; empty: as the family does
+    :param stop: texts that end the answer; they are not part of it
+    :param logit_bias: token id -> what is added to its logit
+    :param logprobs: likeliest tokens to report for each token of the answer
+    :param options: any of ``PER_REQUEST``
+    """
+
+    prompt: str
+    images: Images = None
+    labels: Sequence[str] = ()
+    stop: Sequence[str] = ()
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -54,33 +82,172 @@ class _Turn:
     answer: Tokens = Tokens(())
 
 
-@dataclass
-class _Progress:
-    """What is known of the running answer; becomes the ``Reply``."""
+class _Lane:
+    """
+    One question on its way to an answer.
 
-    began: float = field(default_factory=perf_counter)
-    preprocess: float = 0.0                 # seconds
-    encode: float = 0.0
-    prefill: float = 0.0
-    first: float = 0.0                      # when the first token was there
-    last: float = 0.0
-    prompt: Prompt = field(default_factory=Prompt)
-    reused: int = 0
-    tokens: list[int] = field(default_factory=list)
-    chunks: list[TextChunk] = field(default_factory=list)
-    finish_reason: str = 'cancelled'        # until it is known better
+    1. ``look``: read the pictures, and encode those that are new.
+    2. ``lay_out``: put the spans of the prompt in order.
+    3. ``start``: prefill, that is decode what the KV cache does not hold yet; choose a token.
+    4. ``take``: give the characters of the chosen token; the engine decodes it, and the next one
+       is chosen, until the model ends.
+    """
+
+    def __init__(self, vlm: VLM, chat: Conversation, request: Request):
+        self._vlm = vlm
+        self._chat: Conversation | None = chat      # until closed
+        self.request = request
+        self.config = chat.config_of(request)
+        self.cancelled = False
+        self.token: int | None = None       # chosen and not decoded yet
+        self._shown: list[ImageEmbedding] | None = None
+        self.prompt = Prompt()
+        self._prompt_tokens = self._image_tokens = 0
+        self.tokens: list[int] = []
+        self.chunks: list[TextChunk] = []
+        self.finish_reason = 'cancelled'    # until it is known better
+        self._reused = 0
+        self._began = perf_counter()
+        self._preprocess = self._encode = self._prefill = self._first = self._last = 0.0
+        self._sampler: Sampler | None = None
+
+    # -- 1. pictures -------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Have the embeddings of all pictures of the request; again is harmless."""
+        if self._shown is not None:
+            return
+        self._began = perf_counter()
+        sources = picture_list(self.request.images)
+        self._shown, self._preprocess, self._encode = self._vlm.embed(sources, self.config)
+
+    # -- 2. prompt ---------------------------------------------------------------------------
+
+    def lay_out(self) -> None:
+        """Put the prompt together, after the earlier turns of the conversation; once."""
+        if self.prompt.cells:
+            return
+        assert self._shown is not None and self._chat is not None
+        self._turn = _Turn(*self._vlm.user_parts(self.request, self._shown))
+        spans, self.prompt = self._chat.lay_out(self._turn, self.config)
+        self._prompt_tokens, self._image_tokens = len(self.prompt.cells), self.prompt.image_tokens
+        self._thinking = ends_in_thought(spans)
+
+    @property
+    def room(self) -> int:
+        """Count the cells that the whole answer may take."""
+        return len(self.prompt.cells) + self.config.n_predict
+
+    # -- 3. prefill --------------------------------------------------------------------------
+
+    def start(self, cache: Cache) -> list[TextChunk]:
+        """Prefill and choose the first token."""
+        assert self._chat is not None
+        self._sampler = Sampler(cache.decoder, self.config, self.request.logit_bias,
+                                self.request.logprobs)
+        self.session = cache.session(self._chat.owner, self.prompt)
+        self._reused = self.session.reusable(self.prompt)
+        start = perf_counter()
+        ready = self.session.prefill(self.prompt, lambda: self.cancelled)
+        self._prefill = perf_counter() - start
+        if not ready:
+            return []
+        self._chat.remember(self._turn)
+        self._characters = Utf8Stream()
+        self._stop = StopTexts(self.request.stop)
+        self._text = AnswerText(self._thinking)
+        return self.take(-1)
+
+    # -- 4. decode ---------------------------------------------------------------------------
+
+    def take(self, row: int) -> list[TextChunk]:
+        """Choose a token from a row of logits; give the characters that are whole now."""
+        assert self._sampler is not None
+        decoder = self._vlm.decoder
+        token = self._sampler.sample(row)
+        self._last = perf_counter()
+        self._first = self._first or self._last
+        if decoder.is_end(token):
+            return self._end('stop')
+        self.tokens.append(token)
+        chunks = self._text.feed(self._stop.feed(self._characters.feed(decoder.piece(token))))
+        if self._stop.met:
+            return self._end('stop', chunks)
+        if len(self.tokens) >= self.config.n_predict or self.session.full:
+            return self._end('length', chunks)
+        self.token = token
+        return self._given(chunks)
+
+    def _end(self, reason: str, chunks: Sequence[TextChunk] = ()) -> list[TextChunk]:
+        self.finish_reason = reason
+        self.token = None
+        rest = '' if self._stop.met else (
+            self._stop.feed(self._characters.finish()) + self._stop.finish())
+        return self._given([*chunks, *self._text.feed(rest), *self._text.finish()])
+
+    def _given(self, chunks: list[TextChunk]) -> list[TextChunk]:
+        self.chunks += chunks
+        return chunks
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Keep the answer in the conversation, and free all that is large; twice is harmless."""
+        self.token = None
+        if self._sampler is not None:
+            self._sampler.close()
+        if self.tokens:
+            self._turn.answer = Tokens(tuple(self.tokens))
+        self._chat, self._shown, self.prompt = None, [], Prompt()
 
     def reply(self) -> Reply:
         """Sum up."""
-        decode = self.last - self.first
+        decode = self._last - self._first
         speed = (len(self.tokens) - 1) / decode if decode > 0 else 0.0
         return Reply(
             ''.join(c.text for c in self.chunks if not c.thinking), self.finish_reason,
-            len(self.prompt.cells), self.prompt.image_tokens, len(self.tokens), self.reused,
+            self._prompt_tokens, self._image_tokens, len(self.tokens), self._reused,
             Timings(*(round(1000 * seconds, 3) for seconds in (
-                self.preprocess, self.encode, self.prefill,
-                self.first - self.began if self.first else 0.0, decode)), round(speed, 2)),
-            ''.join(c.text for c in self.chunks if c.thinking))
+                self._preprocess, self._encode, self._prefill,
+                self._first - self._began if self._first else 0.0, decode)), round(speed, 2)),
+            ''.join(c.text for c in self.chunks if c.thinking),
+            logprobs=tuple(self._sampler.reported) if self._sampler else ())
+
+
+class _Waiting:
+    """Lanes that wait for their turn; the pictures of the first few are encoded meanwhile."""
+
+    def __init__(self, lanes: Sequence[_Lane], cleanup: ExitStack):
+        self._lanes = deque(lanes)
+        self._looks: deque[Future[None]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+        if len(lanes) > 1:                  # a question alone needs no thread
+            self._pool = ThreadPoolExecutor(1, 'encode')
+            cleanup.callback(self._pool.shutdown, cancel_futures=True)
+            self._looks += (self._pool.submit(lane.look) for lane in lanes[:LOOK_AHEAD])
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def first(self, block: bool = True) -> _Lane | None:
+        """Give the first lane once its pictures are encoded; None if that is not yet so."""
+        if not self._lanes:
+            return None
+        if self._pool is None:
+            self._lanes[0].look()
+        elif block or self._looks[0].done():
+            self._looks[0].result()
+        else:
+            return None
+        return self._lanes[0]
+
+    def leave(self) -> None:
+        """Let the first lane go."""
+        self._lanes.popleft()
+        if self._pool is not None:
+            self._looks.popleft()
+            if len(self._lanes) >= LOOK_AHEAD:
+                self._looks.append(self._pool.submit(self._lanes[LOOK_AHEAD - 1].look))
 
 
 class VLM:
@@ -91,6 +258,9 @@ class VLM:
 
        with VLM.load('demo') as vlm:
            print(vlm.ask('Describe the picture.', images='dog.jpg').text)
+
+    All methods may be called from any thread. Answers are made one at a time, and the pictures of
+    a question are encoded while another question is answered.
     """
 
     def __init__(self, config: Config):
@@ -101,12 +271,12 @@ class VLM:
         """
         began = perf_counter()
         self._on_close = ExitStack()
-        self._requests = threading.Lock()       # held while an answer is made
-        self._state = threading.Lock()          # guards the two below
-        self._running = False
-        self._cancelled = False
-        self._unfinished = threading.local()    # .answer: this thread's newest, weakly
+        self._decoding = threading.Lock()       # held while an answer is made
+        self._encoding = threading.Lock()       # held while pictures are encoded; guards the next
         self._embeddings: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
+        self._state = threading.Lock()          # guards the next
+        self._lanes: list[_Lane] = []           # all that are on their way, oldest first
+        self._unfinished = threading.local()    # .answer: this thread's newest, weakly
         self.encoder: VisionEncoder | None = None
         self.family: Family | None = None
         files = catalogue.resolve(config)
@@ -115,7 +285,7 @@ class VLM:
         try:
             self._load(files.encoder, files.decoder)
         except BaseException:
-            self.close()
+            self._on_close.close()
             raise
         logger.info('loaded %s and %s in %.0f ms', files.encoder, files.decoder,
                     1000 * (perf_counter() - began))
@@ -131,24 +301,29 @@ class VLM:
 
     def _load(self, encoder: Path | None, decoder: Path) -> None:
         config = self.config
-        self._decoder = Decoder(
+        self.decoder = Decoder(
             decoder, n_ctx=config.n_ctx, n_batch=config.n_batch,
-            n_gpu_layers=config.n_gpu_layers, threads=config.llm_threads)
-        self._on_close.callback(self._decoder.close)
-        self._session = Session(self._decoder)
+            n_gpu_layers=config.n_gpu_layers, threads=config.llm_threads,
+            cache_type=config.cache_type, flash_attention=config.flash_attention,
+            mmap=config.mmap)
+        self._on_close.callback(self.decoder.close)
+        self.cache = Cache(self.decoder)
+        if config.lora:
+            self.decoder.add_lora(config.lora, config.lora_scale)
         if encoder is not None:
             self.encoder = open_encoder(encoder, EncoderOptions(
                 config.encoder_threads, config.bpu_priority, config.cores()))
             self._on_close.callback(self.encoder.close)
-            self._decoder.check_embedding_width(self.encoder.n_embd, encoder)
-            self.family = detect(self._decoder.controls, config.model_type, decoder)
+            self.decoder.check_embedding_width(self.encoder.n_embd, encoder)
+            self.family = detect(self.decoder.controls, config.model_type, decoder)
         # the family's template, or the file's own, or the plainest that fits
-        source = (self.family and self.family.template) or self._decoder.chat_template() or (
-            CHATML if '<|im_start|>' in self._decoder.controls else PLAIN)
-        self._template = ChatTemplate(source, self._decoder.controls,
-                                      *self._decoder.bos_and_eos(),
-                                      self.family.image_mark if self.family else '')
+        source = (self.family and self.family.template) or self.decoder.chat_template() or (
+            CHATML if '<|im_start|>' in self.decoder.controls else PLAIN)
+        self.template = ChatTemplate(source, self.decoder.controls, *self.decoder.bos_and_eos(),
+                                     self.family.image_mark if self.family else '')
         self.check(config)
+        if config.warm_up:
+            self.decoder.warm_up()
 
     def check(self, config: Config) -> None:
         """:raises ConfigError: an option that this model does not have"""
@@ -158,25 +333,39 @@ class VLM:
 
     # -- asking ------------------------------------------------------------------------------
 
-    def ask(self, prompt: str, images: Images = None, *, labels: Sequence[str] = (),
-            **options: Any) -> Reply:
+    def ask(self, prompt: str, images: Images = None, **more: Any) -> Reply:
         """
         Answer one question, in a conversation of its own.
 
-        :param images: a path, the bytes of an image file, RGB uint8 (height, width, 3), or
-            several of these
-        :param labels: what to call each picture in the prompt; empty: as the family does
-        :param options: any of ``PER_REQUEST``
+        :param more: fields of :class:`Request`, and any of ``PER_REQUEST``
         :raises PictureError: a picture cannot be read
         :raises PromptTooLong: the prompt does not fit ``n_ctx``
         """
-        return self.stream(prompt, images, labels=labels, **options).finish()
+        return self.stream(prompt, images, **more).finish()
 
-    def stream(self, prompt: str, images: Images = None, *, labels: Sequence[str] = (),
-               **options: Any) -> Answer:
+    def stream(self, prompt: str, images: Images = None, **more: Any) -> Answer:
         """Answer as ``ask`` does, piece by piece; closing the iterator stops the model."""
-        return Conversation(self, overflow='refuse').stream(prompt, images, labels=labels,
-                                                            **options)
+        return Answer(self, _Lane(self, Conversation(self, overflow='refuse', owner=self),
+                                  request(prompt, images, **more)))
+
+    def ask_many(self, questions: Sequence[tuple[str, Images] | Request], parallel: int = 8,
+                 **more: Any) -> list[Reply]:
+        """
+        Answer several questions, each in a conversation of its own.
+
+        Up to ``parallel`` answers are decoded side by side, one batch a step, and pictures are
+        encoded while earlier questions are answered.
+
+        :param more: what all questions given as a tuple have in common, as for ``ask``
+        """
+        if not 1 <= parallel <= MAX_SEQUENCES:
+            raise ConfigError(f'parallel is {parallel}: expected 1 to {MAX_SEQUENCES}', 'parallel')
+        lanes = [_Lane(self, Conversation(self, overflow='refuse'),
+                       q if isinstance(q, Request) else request(*q, **more)) for q in questions]
+        self.take_over(None)
+        for _ in self._serve(lanes, parallel):
+            pass
+        return [lane.reply() for lane in lanes]
 
     def conversation(self, system_prompt: str = '', overflow: str = 'drop_oldest') -> Conversation:
         """
@@ -187,85 +376,120 @@ class VLM:
         return Conversation(self, system_prompt, overflow)
 
     def cancel(self) -> None:
-        """Stop the running answer, within one token; callable from any thread."""
+        """Stop the answer that was asked for first, within one token."""
         with self._state:
-            if self._running:
-                self._cancelled = True
-                self._decoder.stop()
+            if self._lanes:
+                self._lanes[0].cancelled = True
+                self.decoder.stop()
 
     def prepare(self, image: ImageSource) -> None:
         """Encode a picture ahead of the question about it; the embedding is kept."""
-        with self._requests:
-            self._embed(image, self.config, _Progress())
+        self.embed([image], self.config)
 
     # -- the flow ----------------------------------------------------------------------------
 
-    def _answer(self, chat: Conversation, prompt: str, images: Images, labels: Sequence[str],
-                config: Config, progress: _Progress) -> Generator[TextChunk, None, None]:
-        """
-        Answer one question.
+    def _serve(self, lanes: Sequence[_Lane],
+               parallel: int = 1) -> Generator[tuple[_Lane, TextChunk], None, None]:
+        """Run lanes to their ends, up to ``parallel`` side by side; give what they say."""
+        with ExitStack() as cleanup:
+            self._enter(lanes, cleanup)
+            waiting = _Waiting(lanes, cleanup)
+            waiting.first()                 # nobody else is kept from the model meanwhile
+            cleanup.enter_context(self._decoding)
+            live: list[_Lane] = []
+            while live or waiting:
+                # let lanes in while there is room for their whole answers
+                while len(live) < parallel and (lane := waiting.first(block=not live)):
+                    lane.lay_out()
+                    if live and sum(v.room for v in [*live, lane]) > self.decoder.n_ctx:
+                        break
+                    waiting.leave()
+                    self.decoder.allow()
+                    for chunk in lane.start(self.cache):
+                        yield lane, chunk
+                    live.append(lane)
+                # one token for each; a stop ends the batch for the sake of those cancelled
+                for lane in live:
+                    if lane.token is None or lane.cancelled:
+                        lane.close()
+                live = [lane for lane in live if lane.token is not None]
+                if not self.cache.step([(lane.session, lane.token or 0) for lane in live]):
+                    self.decoder.allow()
+                    continue
+                for row, lane in enumerate(live):
+                    for chunk in lane.take(row):
+                        yield lane, chunk
 
-        1. Read the pictures, and encode those that are new.
-        2. Lay out the prompt.
-        3. Prefill: decode what the KV cache does not hold yet.
-        4. Decode: sample a token, give its characters, decode it; until the model ends.
-        """
-        with self._requests, ExitStack() as cleanup:
-            self._begin(cleanup)
-            # 1. pictures
-            shown = [self._embed(image, config, progress) for image in picture_list(images)]
-            # 2. prompt
-            turn = _Turn(*self._user_parts(prompt, shown, labels))
-            spans, progress.prompt = chat.lay_out(turn, config)
-            progress.reused = self._session.reusable(progress.prompt)
-            # 3. prefill
-            start = perf_counter()
-            ready = self._session.prefill(progress.prompt, self._is_cancelled)
-            progress.prefill = perf_counter() - start
-            if not ready:
-                return
-            cleanup.callback(chat.remember, turn, progress)
-            # 4. decode
-            sampler = Sampler(self._decoder, config)
-            cleanup.callback(sampler.close)
-            characters, answer = Utf8Stream(), AnswerText(thinking=ends_in_thought(spans))
-            for piece in self._decode(sampler, config.n_predict, progress):
-                for chunk in answer.feed(characters.feed(piece)):
-                    progress.chunks.append(chunk)
-                    yield chunk
-            for chunk in answer.feed(characters.finish()) + answer.finish():
-                progress.chunks.append(chunk)
-                yield chunk
+    def _enter(self, lanes: Sequence[_Lane], cleanup: ExitStack) -> None:
+        """Note that lanes are on their way, until ``cleanup`` ends them."""
+        def leave() -> None:
+            for lane in lanes:
+                lane.close()
+            with self._state:
+                self._lanes = [v for v in self._lanes if v not in lanes]
+                self.decoder.allow()
 
-    def _decode(self, sampler: Sampler, n_predict: int, progress: _Progress) -> Iterator[bytes]:
-        """Give the bytes of each token until the model ends or is stopped."""
-        decoder, session = self._decoder, self._session
-        while not self._cancelled:
-            token = sampler.sample()
-            progress.last = perf_counter()
-            progress.first = progress.first or progress.last
-            if decoder.is_end(token):
-                progress.finish_reason = 'stop'
-                return
-            progress.tokens.append(token)
-            yield decoder.piece(token)
-            if len(progress.tokens) >= n_predict or session.full:
-                progress.finish_reason = 'length'
-                return
-            if not session.append(token):
-                return
-
-    def _begin(self, cleanup: ExitStack) -> None:
-        """Note that a request runs, until ``cleanup`` ends it."""
         with self._state:
-            self._running, self._cancelled = True, False
-            self._decoder.allow()
-        cleanup.callback(self._end)
+            self._lanes += lanes
+        cleanup.callback(leave)
 
-    def _end(self) -> None:
-        with self._state:
-            self._running = False
-            self._decoder.allow()
+    def embed(self, sources: Sequence[ImageSource],
+              config: Config) -> tuple[list[ImageEmbedding], float, float]:
+        """
+        Give the embeddings of pictures, from memory where they have been seen before.
+
+        :return: embeddings, seconds spent on preparing, seconds spent on encoding
+        """
+        if not sources:
+            return [], 0.0, 0.0
+        if self.encoder is None or self.family is None:
+            raise ModelMismatch('this model reads no pictures: give its vision encoder in '
+                                'model_file_name, or ask without a picture')
+        preprocess = encode = 0.0
+        found: list[ImageEmbedding] = []
+        with self._encoding:
+            for source in sources:
+                start = perf_counter()
+                rgb = load_rgb(source)
+                height, width = rgb.shape[:2]
+                digest = hashlib.sha256(
+                    f'{width} {height} {config.max_tiles} {config.fit}'.encode())
+                digest.update(np.ascontiguousarray(rgb).data)
+                key = digest.digest()[:16]
+                embedding = self._embeddings.get(key)
+                if embedding is None:
+                    tiles = self.family.tiles(rgb, self.encoder.side, config.max_tiles, config.fit)
+                    middle = perf_counter()
+                    embedding = ImageEmbedding(self.encoder.encode(tiles), tiles.rows,
+                                               tiles.columns, tiles.overview, key,
+                                               (width, height))
+                    encode += perf_counter() - middle
+                    start += perf_counter() - middle
+                self._embeddings[key] = embedding
+                self._embeddings.move_to_end(key)
+                while len(self._embeddings) > KEPT_PICTURES:
+                    self._embeddings.popitem(last=False)
+                found.append(embedding)
+                preprocess += perf_counter() - start
+        return found, preprocess, encode
+
+    def user_parts(self, asked: Request,
+                   shown: Sequence[ImageEmbedding]) -> tuple[list[Part], list[Part]]:
+        """Put pictures and question in the family's order: (all parts, those of pictures)."""
+        if asked.labels and len(asked.labels) != len(shown):
+            raise PictureError(f'{len(asked.labels)} labels for {len(shown)} pictures: give one '
+                               'each')
+        if self.family is None or not shown:
+            return [asked.prompt], []
+        pictures = self.family.show(shown, asked.labels, self.decoder.controls)
+        return [*pictures, asked.prompt], pictures
+
+    def system_text(self, config: Config) -> str:
+        """Give the system prompt of a request."""
+        chosen = config.system_text()
+        if chosen or self.family is None:
+            return chosen
+        return self.family.thinking_text if config.thinking else self.family.system_text
 
     def take_over(self, answer: Answer | None) -> None:
         """
@@ -278,62 +502,17 @@ class VLM:
             before.close()
         self._unfinished.answer = weakref.ref(answer) if answer else lambda: None
 
-    def _is_cancelled(self) -> bool:
-        return self._cancelled
-
-    def _embed(self, source: ImageSource, config: Config, progress: _Progress) -> ImageEmbedding:
-        """Give a picture's embedding, from the cache where it has been seen before."""
-        if self.encoder is None or self.family is None:
-            raise ModelMismatch('this model reads no pictures: give its vision encoder in '
-                                'model_file_name, or ask without a picture')
-        start = perf_counter()
-        rgb = load_rgb(source)
-        height, width = rgb.shape[:2]
-        how = f'{width} {height} {config.max_tiles} {config.fit}'
-        digest = hashlib.sha256(how.encode())
-        digest.update(np.ascontiguousarray(rgb).data)
-        key = digest.digest()[:16]
-        found = self._embeddings.get(key)
-        if found is not None:
-            self._embeddings.move_to_end(key)
-            progress.preprocess += perf_counter() - start
-            return found
-        tiles = self.family.tiles(rgb, self.encoder.side, config.max_tiles, config.fit)
-        middle = perf_counter()
-        data = self.encoder.encode(tiles)
-        embedding = ImageEmbedding(data, tiles.rows, tiles.columns, tiles.overview, key,
-                                   (width, height))
-        self._embeddings[key] = embedding
-        while len(self._embeddings) > KEPT_PICTURES:
-            self._embeddings.popitem(last=False)
-        progress.preprocess += middle - start
-        progress.encode += perf_counter() - middle
-        return embedding
-
-    def _user_parts(self, prompt: str, shown: Sequence[ImageEmbedding],
-                    labels: Sequence[str]) -> tuple[list[Part], list[Part]]:
-        """Put pictures and question in the family's order: (all parts, those of pictures)."""
-        if labels and len(labels) != len(shown):
-            raise PictureError(f'{len(labels)} labels for {len(shown)} pictures: give one each')
-        if self.family is None or not shown:
-            return [prompt], []
-        pictures = self.family.show(shown, labels, self._decoder.controls)
-        return [*pictures, prompt], pictures
-
-    def system_text(self, config: Config) -> str:
-        """Give the system prompt of a request."""
-        chosen = config.system_text()
-        if chosen or self.family is None:
-            return chosen
-        return self.family.thinking_text if config.thinking else self.family.system_text
-
     # -- the end -----------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Stop a running answer and free the model; twice is harmless."""
-        self.cancel()
+        """Stop what runs and free the model; twice is harmless."""
+        with self._state:
+            for lane in self._lanes:
+                lane.cancelled = True
+            if self._lanes:
+                self.decoder.stop()
         self.take_over(None)
-        with self._requests:
+        with self._encoding, self._decoding:
             self._on_close.close()
 
     def __enter__(self) -> VLM:
@@ -348,20 +527,27 @@ class Answer(Iterator[TextChunk]):
     """
     An answer as it is made.
 
-    ``reply`` is there once the last chunk has been given, or the answer was closed.
+    ``reply`` sums it up as far as it goes; it is whole once the last chunk has been given.
     """
 
-    def __init__(self, vlm: VLM, chunks: Generator[TextChunk, None, None], progress: _Progress):
+    def __init__(self, vlm: VLM, lane: _Lane):
         self._vlm = vlm
-        self._chunks = chunks
-        self._progress = progress
+        self._lane = lane
+        self._chunks = vlm._serve([lane])
         self._started = False
 
     def __next__(self) -> TextChunk:
         if not self._started:
             self._started = True
             self._vlm.take_over(self)
-        return next(self._chunks)
+        return next(self._chunks)[1]
+
+    def cancel(self) -> None:
+        """Stop the model within one token; callable from any thread."""
+        self._lane.cancelled = True
+        with self._vlm._state:
+            if self._lane in self._vlm._lanes:
+                self._vlm.decoder.stop()
 
     def close(self) -> None:
         """Stop the model; the tokens until here stay in the conversation."""
@@ -376,7 +562,7 @@ class Answer(Iterator[TextChunk]):
     @property
     def reply(self) -> Reply:
         """Sum up the answer as far as it goes."""
-        return self._progress.reply()
+        return self._lane.reply()
 
 
 class Conversation:
@@ -386,7 +572,9 @@ class Conversation:
     History and pictures stay in the KV cache: a turn decodes only its own text.
     """
 
-    def __init__(self, vlm: VLM, system_prompt: str = '', overflow: str = 'drop_oldest'):
+    def __init__(self, vlm: VLM, system_prompt: str = '', overflow: str = 'drop_oldest',
+                 owner: object | None = None):
+        """:param owner: whose cells the turns use; by default the conversation has its own"""
         if overflow not in ('drop_oldest', 'refuse'):
             raise ConfigError(f'overflow is {overflow!r}: expected drop_oldest or refuse',
                               'overflow')
@@ -394,28 +582,20 @@ class Conversation:
         self._system_prompt = system_prompt
         self._overflow = overflow
         self._turns: list[_Turn] = []
+        self._owner = owner
 
-    def ask(self, prompt: str, images: Images = None, *, labels: Sequence[str] = (),
-            **options: Any) -> Reply:
+    @property
+    def owner(self) -> object:
+        """Give whose cells the turns use."""
+        return self._owner or self
+
+    def ask(self, prompt: str, images: Images = None, **more: Any) -> Reply:
         """Ask the next question; as :meth:`VLM.ask`."""
-        return self.stream(prompt, images, labels=labels, **options).finish()
+        return self.stream(prompt, images, **more).finish()
 
-    def stream(self, prompt: str, images: Images = None, *, labels: Sequence[str] = (),
-               **options: Any) -> Answer:
+    def stream(self, prompt: str, images: Images = None, **more: Any) -> Answer:
         """Ask the next question; as :meth:`VLM.stream`."""
-        for name in options:
-            if name not in PER_REQUEST:
-                raise ConfigError(f'{name} cannot differ from question to question; expected one '
-                                  f"of {', '.join(PER_REQUEST)}", name)
-        if self._system_prompt:
-            options = {'system_prompt': self._system_prompt, **options}
-        config = replace(self._vlm.config, **options)
-        self._vlm.check(config)
-        if config.thinking and 'temperature' not in options and config.temperature == 0:
-            config = replace(config, temperature=0.6)       # as InternVL3.5's makers advise
-        progress = _Progress()
-        chunks = self._vlm._answer(self, prompt, images, labels, config, progress)
-        return Answer(self._vlm, chunks, progress)
+        return Answer(self._vlm, _Lane(self._vlm, self, request(prompt, images, **more)))
 
     def reset(self) -> None:
         """Forget all turns."""
@@ -427,22 +607,37 @@ class Conversation:
     def __exit__(self, *exc: object) -> None:
         self.reset()
 
+    def config_of(self, asked: Request) -> Config:
+        """Give the configuration of a request."""
+        options = dict(asked.options)
+        for name in options:
+            if name not in PER_REQUEST:
+                raise ConfigError(f'{name} cannot differ from question to question; expected one '
+                                  f"of {', '.join(PER_REQUEST)}", name)
+        if self._system_prompt:
+            options.setdefault('system_prompt', self._system_prompt)
+        config = replace(self._vlm.config, **options)
+        self._vlm.check(config)
+        if config.thinking and 'temperature' not in options and config.temperature == 0:
+            config = replace(config, temperature=0.6)       # as InternVL3.5's makers advise
+        return config
+
     def lay_out(self, turn: _Turn, config: Config) -> tuple[list[Span], Prompt]:
         """Put the new turn after the earlier ones, which may have to leave."""
-        vlm = self._vlm
-        room = vlm._decoder.n_ctx - min(config.n_predict, vlm._decoder.n_ctx // 4)
+        template, decoder = self._vlm.template, self._vlm.decoder
+        room = decoder.n_ctx - min(config.n_predict, decoder.n_ctx // 4)
         while True:
             spans: list[Span] = []
             for earlier in [*self._turns, turn]:
-                spans += (vlm._template.following(earlier.user) if spans else
-                          vlm._template.opening(vlm.system_text(config), earlier.user))
+                spans += (template.following(earlier.user) if spans else
+                          template.opening(self._vlm.system_text(config), earlier.user))
                 spans.append(earlier.answer)
-            prompt = flatten(vlm._decoder, spans)
+            prompt = flatten(decoder, spans)
             if not self._turns or self._overflow == 'refuse' or len(prompt.cells) <= room:
                 break
             self._drop_oldest(turn)
-        if len(prompt.cells) > vlm._decoder.n_ctx:
-            raise PromptTooLong(len(prompt.cells), vlm._decoder.n_ctx)
+        if len(prompt.cells) > decoder.n_ctx:
+            raise PromptTooLong(len(prompt.cells), decoder.n_ctx)
         return spans[:-1], prompt
 
     def _drop_oldest(self, newest: _Turn) -> None:
@@ -453,10 +648,17 @@ class Conversation:
             rest[0].user[:0] = gone.pictures
             rest[0].pictures = gone.pictures
 
-    def remember(self, turn: _Turn, progress: _Progress) -> None:
-        """Add a finished turn to the history."""
-        turn.answer = Tokens(tuple(progress.tokens))
+    def remember(self, turn: _Turn) -> None:
+        """Add a turn to the history; its answer is filled in when it is known."""
         self._turns.append(turn)
+
+
+def request(prompt: str, images: Images = None, *, labels: Sequence[str] = (),
+            stop: Sequence[str] = (), logit_bias: Mapping[int, float] | None = None,
+            logprobs: int = 0, **options: Any) -> Request:
+    """Make a request of keyword arguments."""
+    return Request(prompt, images, labels, [stop] if isinstance(stop, str) else stop, logit_bias,
+                   logprobs, options)
 
 
 def picture_list(images: Images) -> list[ImageSource]:

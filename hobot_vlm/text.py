@@ -7,6 +7,7 @@ Nothing here knows of models; text comes in pieces and leaves in pieces that joi
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 import re
 
 from .values import TextChunk
@@ -92,6 +93,34 @@ class AnswerText:
         if not self._begun:
             rest = rest.lstrip()
         return [TextChunk(rest, self._state == 'thinking')] if rest else []
+
+
+class StopTexts:
+    """Ends a text where one of some texts begins."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ''
+        self.met = False
+
+    def feed(self, text: str) -> str:
+        """Give what is certain to stand before any of them."""
+        self._held += text
+        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.met = True
+            given, self._held = self._held[:min(found)], ''
+            return given
+        keep = max((n for stop in self._stops for n in range(1, len(stop))
+                    if self._held.endswith(stop[:n])), default=0)
+        at = len(self._held) - keep
+        given, self._held = self._held[:at], self._held[at:]
+        return given
+
+    def finish(self) -> str:
+        """Give what is left when no more text comes."""
+        rest, self._held = self._held, ''
+        return rest
 
 
 class SentenceSplitter:

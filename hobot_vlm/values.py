@@ -135,6 +135,20 @@ class Box:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """
+    How likely a token of the answer was.
+
+    :param logprob: natural logarithm of its probability, before temperature and filters
+    :param top: (text, logprob) of the likeliest tokens in its place
+    """
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class Reply:
     """
     A whole answer.
@@ -144,7 +158,9 @@ class Reply:
     :param image_tokens: how many of them are embeddings of pictures
     :param completion_tokens: tokens of the answer
     :param reused_tokens: how many prompt tokens were in the KV cache already
-    :param thinking: the model's reasoning, where it was asked for
+    :param thinking: the model's reasoning, where there was any
+    :param boxes: regions that the answer names
+    :param logprobs: one entry per token, where they were asked for
     """
 
     text: str
@@ -155,10 +171,16 @@ class Reply:
     reused_tokens: int = 0
     timings: Timings = field(default_factory=Timings)
     thinking: str = ''
+    boxes: tuple[Box, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the fields by name, for JSON."""
-        return asdict(self)
+        """Give the fields by name, for JSON; of the last three only those that hold something."""
+        fields = asdict(self)
+        for name in ('thinking', 'boxes', 'logprobs'):
+            if not fields[name]:
+                del fields[name]
+        return fields
 
 
 #: What may be shown: a path, the bytes of an image file, or RGB uint8 (height, width, 3).

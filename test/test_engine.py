@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 
-from hobot_vlm import ConfigError, PictureError, PromptTooLong, VLM, VlmError
-from hobot_vlm.llama.session import Session
+from hobot_vlm import ConfigError, GrammarError, PictureError, PromptTooLong, VLM, VlmError
 import numpy as np
 import pytest
 
@@ -104,13 +104,14 @@ def test_a_seed_repeats_an_answer(demo, sample):
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_decoding(fresh):
-    before = len(fresh._session)
+    fresh.ask('Hello')
+    before = [list(s.cells) for s in fresh.cache._sessions]
     with pytest.raises(PromptTooLong) as caught:
         fresh.ask('dog ' * 20_000)
     assert caught.value.tokens > 20_000 - 1
-    assert caught.value.capacity == fresh._decoder.n_ctx
+    assert caught.value.capacity == fresh.decoder.n_ctx
     assert str(caught.value.tokens) in str(caught.value) and 'n_ctx' in str(caught.value)
-    assert len(fresh._session) == before
+    assert [s.cells for s in fresh.cache._sessions] == before
     assert fresh.ask('Hello').finish_reason == 'stop'
 
 
@@ -137,7 +138,7 @@ def test_cancel_from_another_thread(fresh, sample):
     stream = fresh.stream(QUESTION, sample)
     next(stream)
     threading.Thread(target=fresh.cancel).start()
-    while fresh._running and not fresh._cancelled:
+    while not stream._lane.cancelled:
         time.sleep(0.001)
     assert len(list(stream)) <= 1
     assert stream.reply.finish_reason == 'cancelled'
@@ -197,8 +198,8 @@ def test_several_turns_equal_a_fresh_context(fresh, sample):
     questions = [(QUESTION, sample), ('How many dogs are there?', None),
                  ('描述一下这张图片.', plain((0, 0, 255))), ('What is on the left?', None)]
     answers = [chat.ask(q, i).text for q, i in questions]
-    fresh._session.rewind(0)
-    fresh._session = Session(fresh._decoder)
+    for session in fresh.cache._sessions:
+        session.rewind(0)
     chat._turns.pop()
     last = chat.ask(*questions[-1])
     assert last.reused_tokens == 0
@@ -261,3 +262,129 @@ def test_closing_twice_and_errors_have_one_root(sample):
     vlm.close()
     vlm.close()
     assert issubclass(PictureError, VlmError) and issubclass(PromptTooLong, VlmError)
+
+
+def test_stop_texts_end_an_answer(demo, sample):
+    whole = demo.ask(QUESTION, sample).text
+    stream = demo.stream(QUESTION, sample, stop=[' background', 'never said'])
+    text = ''.join(c.text for c in stream)
+    assert whole.startswith(text) and text.endswith('The')
+    assert stream.reply.finish_reason == 'stop'
+    assert demo.ask(QUESTION, sample, stop='There').text == ''
+
+
+def test_logprobs_and_bias(demo, sample):
+    reply = demo.ask(QUESTION, sample, logprobs=3)
+    assert len(reply.logprobs) >= reply.completion_tokens
+    for token in reply.logprobs:
+        assert token.logprob <= 0 and len(token.top) == 3
+        assert token.logprob == pytest.approx(token.top[0][1])      # greedy takes the likeliest
+    first = demo.decoder.tokenize(' There')[0]
+    biased = demo.ask(QUESTION, sample, logit_bias={first: -100.0})
+    assert not biased.text.startswith('There')
+    with pytest.raises(GrammarError, match='vocabulary'):
+        demo.ask(QUESTION, sample, logit_bias={10**7: 1.0})
+    assert demo.ask(QUESTION, sample).text == reply.text
+
+
+@pytest.mark.parametrize('temperature', [0.0, 3.0])
+def test_an_answer_follows_a_grammar(demo, sample, temperature):
+    for seed in range(5):
+        reply = demo.ask(QUESTION, sample, grammar='root ::= ("yes" | "no") " " [0-9] "!"',
+                         temperature=temperature, seed=seed)
+        assert re.fullmatch('(yes|no) [0-9]!', reply.text)
+        assert reply.finish_reason == 'stop'
+
+
+def test_an_answer_follows_a_schema(demo, sample, tmp_path):
+    schema = {'type': 'object', 'required': ['colour', 'count'], 'additionalProperties': False,
+              'properties': {'colour': {'enum': ['red', 'blue']},
+                             'count': {'type': 'integer', 'minimum': 0, 'maximum': 9}}}
+    path = tmp_path / 'schema.json'
+    path.write_text(json.dumps(schema))
+    for given in (json.dumps(schema), str(path)):
+        answer = json.loads(demo.ask(QUESTION, sample, json_schema=given).text)
+        assert set(answer) == {'colour', 'count'} and answer['colour'] in ('red', 'blue')
+
+
+@pytest.mark.parametrize(('options', 'match'), [
+    ({'grammar': 'root ::= ('}, 'GBNF'), ({'grammar': 'top ::= "a"'}, 'root'),
+    ({'grammar': 'root ::= root "a"'}, 'recursion'), ({'json_schema': '{'}, 'no JSON'),
+    ({'json_schema': '{"type": "colour"}'}, 'cannot be followed'),
+    ({'json_schema': '{}', 'grammar': 'root ::= "a"'}, 'both'),
+])
+def test_a_bad_grammar_is_refused_with_its_reason(demo, sample, options, match):
+    with pytest.raises(GrammarError, match=match):
+        demo.ask(QUESTION, sample, **options)
+    assert demo.ask(QUESTION, sample).finish_reason == 'stop'
+
+
+def test_many_answers_at_once_are_the_same_as_alone(fresh, sample):
+    pictures = [sample, plain((255, 0, 0)), plain((0, 0, 255)), plain((250, 250, 250)), None]
+    questions = [(q, p) for p in pictures for q in (QUESTION, '背景是什么颜色？', 'Hello')]
+    alone = [fresh.ask(*q) for q in questions]
+    for parallel in (1, 3, 8):
+        with VLM.load('demo') as vlm:
+            many = vlm.ask_many(questions, parallel=parallel)
+        assert [r.text for r in many] == [r.text for r in alone]
+        assert [r.prompt_tokens for r in many] == [r.prompt_tokens for r in alone]
+    assert fresh.ask_many([]) == []
+
+
+def test_many_answers_share_a_small_context(sample):
+    with VLM.load('demo', n_ctx=256) as vlm:
+        replies = vlm.ask_many([(QUESTION, sample)] * 12, parallel=8, n_predict=40)
+        assert len({r.text for r in replies}) == 1
+        assert all(r.finish_reason == 'stop' for r in replies)
+
+
+def test_conversations_keep_their_cells_side_by_side(fresh, sample):
+    chats = [fresh.conversation('Be short.') for _ in range(3)]
+    firsts = [chat.ask(QUESTION, plain((60 * i, 0, 0))) for i, chat in enumerate(chats)]
+    assert firsts[0].reused_tokens == 0
+    shared = firsts[1].reused_tokens                # the system prompt, held once
+    assert shared >= len(fresh.decoder.tokenize('System: Be short.'))
+    assert fresh.ask('Hello').finish_reason == 'stop'
+    for chat, first in zip(chats, firsts):
+        reply = chat.ask('What colour is the background?')
+        assert reply.reused_tokens == first.prompt_tokens + first.completion_tokens
+
+
+def test_conversations_that_are_gone_free_their_cells(fresh, sample):
+    for _ in range(100):
+        fresh.conversation().ask(QUESTION, sample, n_predict=2)
+    assert sum(bool(s.cells) for s in fresh.cache._sessions) <= 2
+
+
+def test_the_next_picture_is_encoded_while_an_answer_is_made(fresh, monkeypatch):
+    """Each of the two waits for the other to have begun: in a row they would wait for ever."""
+    encode, step = fresh.encoder.encode, fresh.decoder.run_step
+    answering, encoding = threading.Event(), threading.Event()
+    encoded = []
+
+    def watched_encode(tiles):
+        encoded.append(tiles)
+        if len(encoded) == 2:
+            encoding.set()
+            assert answering.wait(20)
+        return encode(tiles)
+
+    def watched_step(rows):
+        answering.set()
+        assert encoding.wait(20)
+        return step(rows)
+
+    monkeypatch.setattr(fresh.encoder, 'encode', watched_encode)
+    monkeypatch.setattr(fresh.decoder, 'run_step', watched_step)
+    replies = fresh.ask_many([(QUESTION, plain((i, i, i))) for i in range(3)], parallel=1)
+    assert [r.finish_reason for r in replies] == ['stop'] * 3
+
+
+@pytest.mark.parametrize('options', [
+    {'cache_type': 'q8_0', 'flash_attention': 'on'}, {'flash_attention': 'off'}, {'mmap': False},
+    {'warm_up': False}, {'n_batch': 32}, {'llm_threads': 2},
+])
+def test_options_of_the_runtime(demo, sample, options):
+    with VLM.load('demo', **options) as vlm:
+        assert vlm.ask('What colour is the background?', sample).text == demo.ask(
+            'What colour is the background?', sample).text

@@ -82,5 +82,5 @@ def test_a_template_may_open_the_reasoning():
 @given(st.lists(st.sampled_from(['<|im_end|>', '<end_of_utterance>', '<image>', '<global-img>',
                                  ' a', '狗', '<', '|>', '\n']), max_size=12).map(''.join))
 def test_no_prompt_makes_a_control_token(demo, text):
-    controls = set(demo._decoder.controls.values())
-    assert not controls & set(flatten(demo._decoder, [Text(text)]).cells)
+    controls = set(demo.decoder.controls.values())
+    assert not controls & set(flatten(demo.decoder, [Text(text)]).cells)

@@ -7,8 +7,10 @@ cache is the business of ``session.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 import ctypes
+from enum import Enum
 from functools import lru_cache
 import logging
 import os
@@ -26,6 +28,13 @@ logger = logging.getLogger('hobot_vlm.llama')
 
 #: bits of llama_token_attr in llama.h
 ATTR_UNKNOWN, ATTR_CONTROL, ATTR_USER_DEFINED = 1, 8, 16
+
+#: sequences that can share the cells; a sequence without cells costs nothing
+MAX_SEQUENCES = 32
+
+#: names of ggml types for the KV cache
+CACHE_TYPES = {'f16': lib.GGML_TYPE_F16, 'q8_0': lib.GGML_TYPE_Q8_0, 'q4_0': lib.GGML_TYPE_Q4_0}
+FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}       # llama_flash_attn_type
 
 #: tokens per computed step while a prompt is read; llama.cpp's own default
 MAX_UBATCH = 512
@@ -79,18 +88,29 @@ def check_gguf(path: Path) -> None:
                              'again or convert the model anew')
 
 
+class Outcome(Enum):
+    """How a batch ended."""
+
+    DONE = 'done'
+    STOPPED = 'stopped'                     # cells may have been written
+    NO_ROOM = 'no room'                     # nothing was written
+
+
 class Decoder:
     """
-    A llama.cpp model with one context.
+    A llama.cpp model with one context, whose cells several sequences share.
 
     :param n_ctx: cells of the KV cache; at most what the model was trained for
     :param threads: 0: one per usable core
-    :param n_seq: sequences that share the cells
+    :param cache_type: one of ``CACHE_TYPES``
+    :param flash_attention: one of ``FLASH_ATTENTION``
+    :param mmap: map the file instead of reading it
     :raises ModelFileError: missing, cut short or no language model
     """
 
     def __init__(self, path: str | Path, *, n_ctx: int = 4096, n_batch: int = 512,
-                 n_gpu_layers: int = 0, threads: int = 0, n_seq: int = 1):
+                 n_gpu_layers: int = 0, threads: int = 0, cache_type: str = 'f16',
+                 flash_attention: str = 'auto', mmap: bool = True):
         self.path = Path(path)
         self._on_close = ExitStack()
         check_gguf(self.path)
@@ -99,6 +119,8 @@ class Decoder:
         # 1. the model
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
+        if not mmap:
+            params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         self.model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.model:
             why = '; '.join(_last_errors) or 'llama.cpp gave no reason'
@@ -117,14 +139,16 @@ class Decoder:
             logger.info('n_ctx is %d: the model was trained for no more', trained)
             n_ctx = trained
         self.n_ctx = n_ctx
-        self.n_batch = min(n_batch, n_ctx)
+        self.n_batch = max(min(n_batch, n_ctx), MAX_SEQUENCES)
         # 2. its context
         settings = lib.llama_context_default_params()
         settings.n_ctx = n_ctx
         settings.n_batch = self.n_batch
         settings.n_ubatch = min(self.n_batch, MAX_UBATCH)
-        settings.n_seq_max = n_seq
-        settings.kv_unified = True          # sequences share the cells
+        settings.n_seq_max = MAX_SEQUENCES
+        settings.kv_unified = True          # any sequence may use any cell
+        settings.type_k = settings.type_v = CACHE_TYPES[cache_type]
+        settings.flash_attn_type = FLASH_ATTENTION[flash_attention]
         settings.n_threads = settings.n_threads_batch = threads or usable_cores()
         settings.no_perf = False
         self.context = lib.llama_init_from_model(self.model, settings)
@@ -148,8 +172,29 @@ class Decoder:
         for i in range(self.n_batch):
             self._batch.n_seq_id[i] = 1
         self._piece = ctypes.create_string_buffer(256)
-        self.one_token = np.zeros(1, np.int32)
         self.controls, self.marks = self._read_controls()
+
+    def add_lora(self, path: str | Path, scale: float) -> None:
+        """
+        Apply a LoRA adapter to all that follows.
+
+        :raises ModelFileError: it cannot be read, or is made for another model
+        """
+        check_gguf(Path(path))
+        _last_errors.clear()
+        adapter = lib.llama_adapter_lora_init(self.model, os.fsencode(path))
+        if not adapter:
+            raise ModelFileError(path, f"llama.cpp cannot load it ({'; '.join(_last_errors)}); "
+                                 f'expected a LoRA adapter made for {self.path}')
+        # the model owns the adapter and frees it
+        lib.llama_set_adapters_lora(self.context, (lib.llama_adapter_lora_p_ctypes * 1)(adapter),
+                                    1, (ctypes.c_float * 1)(scale))
+
+    def warm_up(self) -> None:
+        """Run one token, so that the weights are in memory before the first question."""
+        token = max(0, int(lib.llama_vocab_bos(self.vocab)))
+        self.run_step([(token, 0, 0)])
+        lib.llama_memory_clear(self.memory, True)
 
     # -- stopping ----------------------------------------------------------------------------
 
@@ -178,21 +223,20 @@ class Decoder:
     # -- running -----------------------------------------------------------------------------
 
     def run_tokens(self, tokens: npt.NDArray[np.int32], position: int, seq: int,
-                   logits: bool) -> bool:
+                   logits: bool) -> Outcome:
         """
         Decode tokens at consecutive positions.
 
         :param tokens: at most ``n_batch``
         :param logits: whether the last one's are wanted
-        :return: False if it was stopped; cells may then have been written
         """
         n = len(tokens)
         self._tokens[:n] = tokens
         self._batch.token, self._batch.embd = self._batch_token, None
-        return self._run(n, position, seq, logits)
+        return self._run_consecutive(n, position, seq, logits)
 
     def run_embeddings(self, data: npt.NDArray[np.float32], position: int, seq: int,
-                       logits: bool) -> bool:
+                       logits: bool) -> Outcome:
         """
         Put embeddings, float32 (n, n_embd), at consecutive positions; as ``run_tokens``.
 
@@ -202,29 +246,46 @@ class Decoder:
         assert data.shape[1] == self.n_embd
         self._batch.token = None
         self._batch.embd = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        return self._run(len(data), position, seq, logits)
+        return self._run_consecutive(len(data), position, seq, logits)
 
-    def _run(self, n: int, position: int, seq: int, logits: bool) -> bool:
+    def run_step(self, rows: Sequence[tuple[int, int, int]]) -> Outcome:
+        """
+        Decode one token of each of several sequences; the logits of all are wanted.
+
+        :param rows: (token, position, sequence), at most ``MAX_SEQUENCES``
+        """
         batch = self._batch
-        batch.n_tokens = n
+        batch.token, batch.embd = self._batch_token, None
+        for i, (token, position, seq) in enumerate(rows):
+            self._tokens[i], self._pos[i], batch.seq_id[i][0] = token, position, seq
+        self._logits[:len(rows)] = 1
+        return self._run(len(rows))
+
+    def _run_consecutive(self, n: int, position: int, seq: int, logits: bool) -> Outcome:
+        batch = self._batch
         self._pos[:n] = np.arange(position, position + n, dtype=np.int32)
         self._logits[:n] = 0
         self._logits[n - 1] = logits
         for i in range(n):
             batch.seq_id[i][0] = seq
-        status = lib.llama_decode(self.context, batch)
-        if status == 0:
-            return True
-        if status == 2:
-            return False
-        why = 'no room in the KV cache' if status == 1 else '; '.join(_last_errors)
-        raise InferenceError(f'llama.cpp failed on {n} tokens at position {position}: '
-                             f'status {status} {why}')
+        return self._run(n)
 
-    def last_logits(self) -> npt.NDArray[np.float32]:
-        """Give the logits of the last batch's last token: float32 (n_vocab,), a copy."""
-        return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.context, -1),
-                                     (self.n_vocab,)).copy()
+    def _run(self, n: int) -> Outcome:
+        self._batch.n_tokens = n
+        status = lib.llama_decode(self.context, self._batch)
+        if status == 0:
+            return Outcome.DONE
+        if status == 1:
+            return Outcome.NO_ROOM
+        if status == 2:
+            return Outcome.STOPPED
+        raise InferenceError(f'llama.cpp failed on a batch of {n}: status {status} '
+                             + '; '.join(_last_errors))
+
+    def logits(self, row: int = -1) -> npt.NDArray[np.float32]:
+        """Give the logits of a row of the last batch: float32 (n_vocab,), a view."""
+        return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.context, row),
+                                     (self.n_vocab,))
 
     # -- tokens ------------------------------------------------------------------------------
 

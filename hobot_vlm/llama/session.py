@@ -1,23 +1,25 @@
 """
-The KV cache of one sequence, and the only place that counts its cells.
+The KV cache, and the only place that counts its cells.
 
-A cell holds a token or one embedding of a picture. ``Session`` remembers what each cell holds,
-so a prompt that starts like the last one is not decoded again. For the models served here
-positions and cells are the same numbers: neither family uses M-RoPE.
+A cell holds a token or one embedding of a picture. A ``Session`` is one sequence of cells and
+remembers what each holds, so a prompt that starts like the last one is not decoded again. The
+``Cache`` lends sessions to whoever asks. For the models served here positions and cells are the
+same numbers: neither family uses M-RoPE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+import weakref
 
 from llama_cpp import llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import PromptTooLong
+from ..errors import InferenceError, PromptTooLong
 from ..values import Control, Picture, Span, Text, Tokens
-from .model import Decoder
+from .model import Decoder, MAX_SEQUENCES, Outcome
 
 
 @dataclass
@@ -89,15 +91,13 @@ def _cut(piece: str, mark: str, half: list[str]) -> list[str]:
 
 
 class Session:
-    """One sequence of the decoder's KV cache."""
+    """One sequence of the KV cache; made by ``Cache``."""
 
-    def __init__(self, decoder: Decoder, seq: int = 0):
-        self._decoder = decoder
-        self._seq = seq
-        self._cells: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._cells)
+    def __init__(self, cache: Cache, seq: int):
+        self._cache = cache
+        self._decoder = cache.decoder
+        self.seq = seq
+        self.cells: list[int] = []          # what each holds, as in Prompt.cells
 
     def reusable(self, prompt: Prompt) -> int:
         """
@@ -105,12 +105,11 @@ class Session:
 
         The last one always is: its logits are wanted.
         """
-        most = min(len(self._cells), len(prompt.cells) - 1)
+        low, high = 0, min(len(self.cells), len(prompt.cells) - 1)
         # whole lists compare much faster than cell by cell: halve towards the first difference
-        low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
-            if self._cells[low:middle] == prompt.cells[low:middle]:
+            if self.cells[low:middle] == prompt.cells[low:middle]:
                 low = middle
             else:
                 high = middle - 1
@@ -126,57 +125,127 @@ class Session:
         total = len(prompt.cells)
         if total > self._decoder.n_ctx:
             raise PromptTooLong(total, self._decoder.n_ctx)
-        at = self.reusable(prompt)
-        self.rewind(at)
+        self.rewind(self.reusable(prompt))
         # runs of tokens and of embeddings, each cut into batches
-        ends = [(first, first + len(data), data) for first, data in prompt.pictures]
-        while at < total:
+        pictures = [(first, first + len(data), data) for first, data in prompt.pictures]
+        while (at := len(self.cells)) < total:
             if cancelled():
                 return False
-            inside = next((p for p in ends if p[0] <= at < p[1]), None)
-            if inside:
-                first, end, data = inside
-            else:
-                first, data = at, None
-                end = min((p[0] for p in ends if p[0] > at), default=total)
-            end = min(end, at + self._decoder.n_batch)
-            last = end == total
-            if data is not None:
-                done = self._decoder.run_embeddings(data[at - first:end - first], at, self._seq,
-                                                    last)
-            else:
+            first, end, data = next((p for p in pictures if p[1] > at), (total, total, None))
+            end = min(first if at < first else end, at + self._decoder.n_batch)
+            logits = end == total
+            if at < first or data is None:
                 tokens = np.array(prompt.cells[at:end], np.int32)
-                done = self._decoder.run_tokens(tokens, at, self._seq, last)
+                done = self._keep(prompt.cells[at:end], lambda: self._decoder.run_tokens(
+                    tokens, at, self.seq, logits))
+            else:
+                rows = data[at - first:end - first]
+                done = self._keep(prompt.cells[at:end], lambda: self._decoder.run_embeddings(
+                    rows, at, self.seq, logits))
             if not done:
-                self.rewind(at)
                 return False
-            self._cells += prompt.cells[at:end]
-            at = end
         return True
 
-    def append(self, token: int) -> bool:
-        """
-        Decode one token after the others.
-
-        :return: False if it was stopped
-        """
-        at = len(self._cells)
-        self._decoder.one_token[0] = token
-        if not self._decoder.run_tokens(self._decoder.one_token, at, self._seq, True):
-            self.rewind(at)
+    def _keep(self, cells: list[int], run: Callable[[], Outcome]) -> bool:
+        """Run a batch and note its cells; False if it was stopped."""
+        if not self._cache.run(run, {self}):
+            self.rewind(len(self.cells))
             return False
-        self._cells.append(token)
+        self.cells += cells
         return True
 
     @property
     def full(self) -> bool:
         """Say whether no further token fits."""
-        return len(self._cells) >= self._decoder.n_ctx
+        return len(self.cells) >= self._decoder.n_ctx
 
     def rewind(self, cells: int) -> None:
         """Forget all but the first cells."""
-        if not lib.llama_memory_seq_rm(self._decoder.memory, self._seq, cells, -1):
+        memory = self._decoder.memory
+        if not lib.llama_memory_seq_rm(memory, self.seq, cells, -1):
             # a recurrent model cannot forget a part: forget all
-            lib.llama_memory_seq_rm(self._decoder.memory, self._seq, -1, -1)
+            lib.llama_memory_seq_rm(memory, self.seq, -1, -1)
             cells = 0
-        del self._cells[cells:]
+        del self.cells[cells:]
+
+
+class Cache:
+    """
+    All sequences of a decoder's KV cache.
+
+    Sessions belong to owners and stay theirs, cells and all, until another owner needs the room;
+    those that were used longest ago give way first. An owner that no longer exists gives way
+    before all others.
+    """
+
+    def __init__(self, decoder: Decoder):
+        self.decoder = decoder
+        # least recently used first
+        self._sessions = [Session(self, seq) for seq in range(MAX_SEQUENCES)]
+        self._owners: dict[int, weakref.ref[object]] = {}
+
+    def _owner(self, session: Session) -> object | None:
+        return self._owners.get(session.seq, lambda: None)()
+
+    def session(self, owner: object, prompt: Prompt) -> Session:
+        """
+        Give the owner's session, which then starts with all that any session knows of a prompt.
+
+        Cells that two sessions share, such as a system prompt, are held once.
+        """
+        self._free_orphans()
+        chosen = next((s for s in self._sessions if self._owner(s) is owner), None)
+        if chosen is None:
+            chosen = next((s for s in self._sessions if not s.cells), self._sessions[0])
+            chosen.rewind(0)
+            self._owners[chosen.seq] = weakref.ref(owner)
+        self._sessions.remove(chosen)
+        self._sessions.append(chosen)
+        known = chosen.reusable(prompt)
+        best = max(self._sessions, key=lambda s: s.reusable(prompt))
+        shared = best.reusable(prompt)
+        if shared > known:
+            chosen.rewind(0)
+            lib.llama_memory_seq_cp(self.decoder.memory, best.seq, chosen.seq, 0, shared)
+            chosen.cells = prompt.cells[:shared]
+        return chosen
+
+    def run(self, run: Callable[[], Outcome], users: set[Session]) -> bool:
+        """
+        Run a batch, making room for it if need be.
+
+        :param users: sessions of the batch, which keep their cells
+        :return: False if it was stopped
+        """
+        while (outcome := run()) is Outcome.NO_ROOM:
+            for session in self._sessions:
+                if session.cells and session not in users:
+                    session.rewind(0)
+                    break
+            else:
+                raise InferenceError(
+                    f'the KV cache of {self.decoder.n_ctx} cells is full: raise n_ctx, or ask '
+                    'fewer questions at once')
+        return outcome is Outcome.DONE
+
+    def step(self, tokens: Sequence[tuple[Session, int]]) -> bool:
+        """
+        Decode one token after the cells of each session; row i holds the logits of the i-th.
+
+        :return: False if it was stopped
+        """
+        if not tokens:
+            return True
+        rows = [(token, len(session.cells), session.seq) for session, token in tokens]
+        done = self.run(lambda: self.decoder.run_step(rows), {session for session, _ in tokens})
+        for session, token in tokens:
+            if done:
+                session.cells.append(token)
+            else:
+                session.rewind(len(session.cells))
+        return done
+
+    def _free_orphans(self) -> None:
+        for session in self._sessions:
+            if session.cells and self._owner(session) is None:
+                session.rewind(0)

@@ -77,9 +77,10 @@ def cell_labels(scene: scenes.Scene, grid: int) -> np.ndarray:
 class Sequences:
     """Makes random conversations in the layout of SmolVLM's chat template."""
 
-    def __init__(self, tokenizer: Tokenizer, image_tokens: int):
+    def __init__(self, tokenizer: Tokenizer, image_tokens: int, pool: list[scenes.Scene]):
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
+        self.pool = pool
         self.id = {t: tokenizer.token_to_id(t) for t in SPECIAL}
         self._cache: dict[str, list[int]] = {}
 
@@ -91,18 +92,19 @@ class Sequences:
             self._cache[text] = self.tokenizer.encode(text).ids
         return self._cache[text]
 
-    def picture(self, index: int) -> list[int]:
-        """Lay out one picture; slots for its embeddings are -1 - index."""
+    def picture(self, number: int) -> list[int]:
+        """Lay out one picture; slots for its embeddings are -1 - number."""
         around = self.id['<fake_token_around_image>']
-        return [around, self.id['<global-img>'], *[-1 - index] * self.image_tokens, around]
+        return [around, self.id['<global-img>'], *[-1 - number] * self.image_tokens, around]
 
-    def make(self, rng: np.random.Generator, turns: int) -> tuple[list[int], list[int], list]:
+    def make(self, rng: np.random.Generator, turns: int) -> tuple[list[int], list[int]]:
         """
         Make one conversation.
 
-        :return: token ids (-1 - index: embedding slots of that picture), labels, scenes
+        :return: token ids (-1 - number: embedding slots of that scene of the pool), labels
         """
-        ids, labels, pictures = [self.id['<|im_start|>']], [ASIDE], []
+        ids, labels = [self.id['<|im_start|>']], [ASIDE]
+        pictures: list[int] = []            # numbers of scenes
 
         def add(more: list[int], learn: bool = False) -> None:
             ids.extend(more)
@@ -120,26 +122,25 @@ class Sequences:
                 chinese = not chinese
             chance = rng.random()
             shown: list[int] = []
-            if not pictures and chance < 0.03:
+            if not pictures and chance < 0.02:
                 asked, answer = self.without_picture(rng, chinese)
-            elif chance < (0.07 if not turn else 0.04):
-                first, second = scenes.sample(rng), scenes.sample(rng)
-                shown = [len(pictures), len(pictures) + 1]
-                pictures += [first, second]
-                asked, answer = self.both(rng, first, second, chinese)
+            elif chance < (0.04 if not turn else 0.03):
+                shown = [int(n) for n in rng.integers(len(self.pool), size=2)]
+                asked, answer = self.both(rng, *(self.pool[n] for n in shown), chinese)
             else:
                 if not pictures or chance < 0.12:
-                    shown = [len(pictures)]
-                    pictures.append(scenes.sample(rng))
+                    shown = [int(rng.integers(len(self.pool)))]
+                seen = self.pool[(pictures + shown)[-1]]
                 what = 'describe' if not turn and rng.random() < 0.2 else None
-                _, asked, answer = scenes.question(rng, pictures[-1], chinese, what)
+                _, asked, answer = scenes.question(rng, seen, chinese, what)
+            pictures += shown
             add(self.text('User:' if shown else 'User: '))
-            for index in shown:
-                add(self.picture(index))
+            for number in shown:
+                add(self.picture(number))
             add([*self.text(asked), end, *self.text('\n'), *self.text('Assistant:')])
             add([*self.text(' ' + answer), end], learn=True)
             add(self.text('\n'))
-        return ids, labels, pictures
+        return ids, labels
 
     @staticmethod
     def without_picture(rng: np.random.Generator, chinese: bool) -> tuple[str, str]:

@@ -82,6 +82,8 @@ class Vision(nn.Module):
             VisionBlock(shape.width, 6) for _ in range(shape.vision_layers))
         self.norm = nn.LayerNorm(shape.width)
         self.projector = nn.Linear(shape.width * shape.shuffle**2, shape.n_embd, bias=False)
+        # tells the decoder where in the picture an embedding is from
+        self.where = nn.Parameter(torch.randn(1, shape.tokens, shape.n_embd) * 0.05)
 
     def cells(self, pixels: torch.Tensor) -> torch.Tensor:
         """Give what the tower sees in each cell: (n, grid * grid, width)."""
@@ -94,7 +96,7 @@ class Vision(nn.Module):
         """Join neighbouring cells and project them to the decoder's width."""
         s, side, c = self.shape.shuffle, self.shape.grid, self.shape.width
         x = cells.view(-1, side // s, s, side // s, s, c).permute(0, 1, 3, 2, 4, 5)
-        return self.projector(x.reshape(-1, (side // s) ** 2, s * s * c))
+        return self.projector(x.reshape(-1, (side // s) ** 2, s * s * c)) + self.where
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.project(self.cells(pixels))

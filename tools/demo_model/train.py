@@ -1,19 +1,22 @@
 """
-Train the demo model: ``python tools/demo_model/train.py --minutes 90 --out build/demo``.
+Train the demo model: ``python tools/demo_model/train.py --out build/demo``.
 
-1. The vision tower alone learns to name what is in each cell of the picture.
-2. Tower and decoder together learn to answer. The first loss goes on: with the language loss
-   alone the decoder learns the grammar of the answers and never the objects.
+1. The vision tower alone learns to name what is in each cell of the picture. A language loss
+   teaches it the grammar of the answers long before the objects, so it gets none.
+2. The tower is frozen, and what it sees in a pool of scenes is kept. Projector and decoder learn
+   to answer, which is quick, since no picture has to be drawn or looked at again.
 
-The learning rate follows the clock, so the run ends when it was told to.
+Both learning rates follow the clock, so a run ends when it was told to.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 import time
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,89 +27,128 @@ from model import DemoModel, Shape
 import scenes
 
 
-class Batches(IterableDataset):
-    """Endless batches."""
+class Endless(IterableDataset):
+    """Batches of a function of a random generator, made in another process."""
 
-    def __init__(self, shape: Shape, sequences: data.Sequences, batch: int, turns: int,
+    def __init__(self, make: Callable[[np.random.Generator], list[dict[str, torch.Tensor]]],
                  seed: int):
-        self.shape, self.sequences, self.batch, self.turns = shape, sequences, batch, turns
-        self.seed = seed
+        self.make, self.seed = make, seed
 
-    def __iter__(self):
-        cv2_threads()
-        info = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng([self.seed, info.id if info else 0])
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        cv2.setNumThreads(1)                # leave the cores to the trainer
+        torch.set_num_threads(1)
+        rng = np.random.default_rng(self.seed)
         while True:
-            yield self.make(rng)
+            yield from self.make(rng)
 
-    def make(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Make one batch."""
-        rows, labels, pictures = [], [], []
-        for _ in range(self.batch):
-            ids, learned, shown = self.sequences.make(rng, self.turns)
-            rows.append([i if i >= 0 else i - len(pictures) for i in ids])
-            labels.append(learned)
-            pictures += shown
-        longest = -(-max(map(len, rows)) // 16) * 16
-        ids = np.zeros((len(rows), longest), np.int64)
-        learned = np.full((len(rows), longest), data.ASIDE, np.int64)
-        for i, row in enumerate(rows):
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Give batches for ever."""
+        return iter(DataLoader(self, batch_size=None, num_workers=1, prefetch_factor=8))
+
+
+def pictures_of(shape: Shape, rng: np.random.Generator,
+                sampled: list[scenes.Scene]) -> dict[str, torch.Tensor]:
+    """Draw scenes, and say what is in each cell of them."""
+    return {
+        'pixels': torch.from_numpy(np.stack(
+            [data.picture_of(rng, s, shape.picture) for s in sampled])),
+        'cells': torch.from_numpy(np.stack([data.cell_labels(s, shape.grid) for s in sampled]))}
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """Turn uint8 (n, side, side, 3) into what the tower reads."""
+    return pixels.permute(0, 3, 1, 2).contiguous(
+        memory_format=torch.channels_last).float() / 127.5 - 1
+
+
+def conversations(sequences: data.Sequences, rng: np.random.Generator, batch: int,
+                  turns: int) -> list[dict[str, torch.Tensor]]:
+    """Make several batches, each of sequences of like length."""
+    made = sorted((sequences.make(rng, turns) for _ in range(4 * batch)),
+                  key=lambda pair: len(pair[0]))
+    batches = []
+    for start in rng.permutation(range(0, 4 * batch, batch)):
+        rows = made[start:start + batch]
+        longest = -(-len(rows[-1][0]) // 8) * 8
+        ids = np.zeros((batch, longest), np.int64)
+        labels = np.full((batch, longest), data.ASIDE, np.int64)
+        for i, (row, learned) in enumerate(rows):
             ids[i, :len(row)] = row
-            learned[i, :len(row) - 1] = labels[i][1:]
-        side = self.shape.picture
-        pixels = np.stack([data.picture_of(rng, s, side) for s in pictures])
-        cells = np.stack([data.cell_labels(s, self.shape.grid) for s in pictures])
-        return {'ids': torch.from_numpy(ids), 'labels': torch.from_numpy(learned),
-                'pixels': torch.from_numpy(pixels), 'cells': torch.from_numpy(cells)}
+            labels[i, :len(row) - 1] = learned[1:]
+        batches.append({'ids': torch.from_numpy(ids), 'labels': torch.from_numpy(labels)})
+    return batches
 
 
-def cv2_threads() -> None:
-    """Keep OpenCV from taking the trainer's cores."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
-def losses(model: DemoModel, batch: dict[str, torch.Tensor], language: bool):
-    """Give the loss per cell and, if asked for, the loss of the answers."""
-    shape = model.shape
-    pixels = (batch['pixels'].permute(0, 3, 1, 2).contiguous(
-        memory_format=torch.channels_last).float() / 127.5 - 1)
-    cells = model.vision.cells(pixels)
-    scores = model.cell_head(cells).float().flatten(0, 1)
-    target = batch['cells'].flatten()
+def cell_loss(model: DemoModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+    """Give the loss of naming cells, and the share of objects' cells named right."""
+    scores = model.cell_head(model.vision.cells(normalised(batch['pixels'])))
+    scores, target = scores.float().flatten(0, 1), batch['cells'].flatten()
     each = F.cross_entropy(scores, target, reduction='none')
     things = (target < len(scenes.KINDS)).float()
-    cell_loss = ((each * things).sum() / things.sum()
-                 + 0.3 * (each * (1 - things)).sum() / (1 - things).sum())
     right = ((scores.argmax(1) == target).float() * things).sum() / things.sum()
-    if not language:
-        return cell_loss, cell_loss.new_zeros(()), right
-    images = model.vision.project(cells)
-    ids = batch['ids']
-    x = model.decoder.embed(ids.clamp(min=0))
+    return ((each * things).sum() / things.sum()
+            + 0.3 * (each * (1 - things)).sum() / (1 - things).sum()), float(right)
+
+
+def answer_loss(model: DemoModel, batch: dict[str, torch.Tensor],
+                kept: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Give the loss of answering, and the share of tokens of answers that are right."""
+    ids, wanted = batch['ids'], batch['labels']
     slots = ids < 0
-    # slots stand in the order of the pictures, and each picture fills `tokens` of them
-    order = (-1 - ids[slots]).view(-1, shape.tokens)[:, 0]
-    x = x.to(images.dtype)
-    x[slots] = images[order].flatten(0, 1)
-    hidden = model.decoder(x)
-    wanted = batch['labels']
+    # slots stand in the order of their pictures, and each picture fills `tokens` of them
+    numbers = (-1 - ids[slots]).view(-1, model.shape.tokens)[:, 0]
+    images = model.vision.project(kept[numbers].float())
+    x = model.decoder.embed(ids.clamp(min=0)).to(images.dtype)
+    x[slots] = images.flatten(0, 1)
     keep = wanted != data.ASIDE
-    logits = F.linear(hidden[keep], model.decoder.embed.weight)
-    return cell_loss, F.cross_entropy(logits.float(), wanted[keep]), right
+    logits = F.linear(model.decoder(x)[keep], model.decoder.embed.weight).float()
+    right = (logits.argmax(1) == wanted[keep]).float().mean()
+    return F.cross_entropy(logits, wanted[keep]), float(right)
+
+
+def run(name: str, minutes: float, rate: float, weights: list[torch.nn.Parameter],
+        batches: Iterator[dict[str, torch.Tensor]],
+        loss_of: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, float]],
+        save: Callable[[], None]) -> None:
+    """Train until the time is up."""
+    optimizer = torch.optim.AdamW(
+        [{'params': [p for p in weights if p.ndim > 1], 'weight_decay': 0.05},
+         {'params': [p for p in weights if p.ndim <= 1], 'weight_decay': 0.0}],
+        lr=rate, betas=(0.9, 0.98))
+    began, saved, step, sums = time.time(), time.time(), 0, np.zeros(2)
+    while (done := (time.time() - began) / 60 / minutes) < 1:
+        now = rate * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * done))
+        for group in optimizer.param_groups:
+            group['lr'] = max(now, 0.01 * rate)
+        with torch.autocast('cpu', torch.bfloat16):
+            loss, right = loss_of(next(batches))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        sums += (loss.item(), right)
+        if step % 50 == 0:
+            print(f'{name}: {(time.time() - began) / 60:.1f} min, step {step}: loss '
+                  f'{sums[0] / 50:.4f}, right {2 * sums[1]:.2f} %', flush=True)
+            sums[:] = 0
+        if time.time() - saved > 240:
+            saved = time.time()
+            save()
+    save()
 
 
 def main() -> None:
-    """Train and keep the newest weights in ``--out``."""
+    """Train both parts and keep the newest weights in ``--out``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument('--minutes', type=float, default=90)
     parser.add_argument('--out', type=Path, default=Path('build/demo'))
+    parser.add_argument('--tower-minutes', type=float, default=60)
+    parser.add_argument('--decoder-minutes', type=float, default=45)
+    parser.add_argument('--tower-rate', type=float, default=1.5e-3)
+    parser.add_argument('--decoder-rate', type=float, default=2e-3)
+    parser.add_argument('--pool', type=int, default=20_000, help='scenes that step 2 asks about')
     parser.add_argument('--batch', type=int, default=48)
     parser.add_argument('--turns', type=int, default=3)
-    parser.add_argument('--rate', type=float, default=1.5e-3)
-    parser.add_argument('--alone', type=float, default=0.15, help='share of time for step 1')
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--resume', type=Path, help='weights to go on from')
     args = parser.parse_args()
@@ -117,47 +159,36 @@ def main() -> None:
     shape = Shape(vocab=tokenizer.get_vocab_size())
     model = DemoModel(shape).to(memory_format=torch.channels_last)
     if args.resume:
-        model.load_state_dict(torch.load(args.resume)['weights'])
+        print(model.load_state_dict(torch.load(args.resume)['weights'], strict=False))
     print(shape, f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights', flush=True)
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{'params': decay, 'weight_decay': 0.05},
-                                   {'params': rest, 'weight_decay': 0.0}],
-                                  lr=args.rate, betas=(0.9, 0.98))
-    batches = Batches(shape, data.Sequences(tokenizer, shape.tokens), args.batch, args.turns,
-                      args.seed)
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=6))
-    began, step, saved = time.time(), 0, time.time()
-    mean = np.zeros(3)
-    while (done := (time.time() - began) / 60 / args.minutes) < 1:
-        language = done >= args.alone
-        rate = args.rate * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * done))
-        for group in optimizer.param_groups:
-            group['lr'] = max(rate, args.rate * 0.01)
-        with torch.autocast('cpu', torch.bfloat16):
-            cell, answer, right = losses(model, next(loader), language)
-        (cell * (1 if not language else 0.5) + answer).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        mean += (cell.item(), answer.item(), right.item())
-        if step % 25 == 0:
-            mean /= 25
-            print(f'{(time.time() - began) / 60:6.1f} min, step {step}: cells {mean[0]:.3f} '
-                  f'({100 * mean[2]:.1f} % right), answers {mean[1]:.4f}', flush=True)
-            mean[:] = 0
-        if time.time() - saved > 240:
-            saved = time.time()
-            save(model, args.out)
-    save(model, args.out)
 
+    def save() -> None:
+        part = args.out / 'weights.part'
+        torch.save({'shape': shape.asdict(), 'weights': model.state_dict()}, part)
+        part.rename(args.out / 'weights.pt')
 
-def save(model: DemoModel, folder: Path) -> None:
-    """Write the weights; the file is whole or absent."""
-    part = folder / 'weights.part'
-    torch.save({'shape': model.shape.asdict(), 'weights': model.state_dict()}, part)
-    part.rename(folder / 'weights.pt')
+    # 1. the tower
+    looking = Endless(lambda rng: [pictures_of(
+        shape, rng, [scenes.sample(rng) for _ in range(args.batch)])], args.seed)
+    run('tower', args.tower_minutes, args.tower_rate,
+        [*model.vision.parameters(), *model.cell_head.parameters()], looking.batches(),
+        lambda batch: cell_loss(model, batch), save)
+    # 2. the decoder
+    model.eval()
+    rng = np.random.default_rng(args.seed + 1)
+    pool = [scenes.sample(rng) for _ in range(args.pool)]
+    kept = torch.empty(args.pool, shape.grid**2, shape.width, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for start in range(0, args.pool, 64):
+            drawn = pictures_of(shape, rng, pool[start:start + 64])
+            kept[start:start + 64] = model.vision.cells(normalised(drawn['pixels']))
+    print(f'{args.pool} scenes seen', flush=True)
+    sequences = data.Sequences(tokenizer, shape.tokens, pool)
+    asking = Endless(lambda rng: conversations(sequences, rng, args.batch, args.turns),
+                     args.seed + 2)
+    run('decoder', args.decoder_minutes, args.decoder_rate,
+        [*model.vision.projector.parameters(), model.vision.where, *model.decoder.parameters()],
+        asking.batches(), lambda batch: answer_loss(model, batch, kept), save)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,335 @@
+"""
+Encoder on a llama.cpp ``mmproj-*.gguf``, through libmtmd of llama-cpp-python.
+
+libmtmd is made to cut pictures and to write prompts itself. Here both are done elsewhere, so tiles
+are handed to it in a form that it leaves as it is, and only the embeddings are taken.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+import ctypes
+import os
+from pathlib import Path
+import struct
+import tempfile
+from typing import Any
+
+from llama_cpp import llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+
+from . import EncoderOptions, VisionEncoder
+from .gguf import GgufHeader, read_gguf
+from .pixels import check_embeddings, check_tiles
+from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
+from ..llama.model import _last_errors, _on_log, _start_backend, usable_cores
+from ..values import ImageTiles
+
+try:
+    from llama_cpp import mtmd_cpp as mtmd
+except (ImportError, OSError) as exc:
+    raise BackendMissing('this llama-cpp-python has no libmtmd', 'install llama-cpp-python 0.3.36 '
+                         'or later with its default settings, or use an ONNX encoder') from exc
+
+INTERNVL, IDEFICS3 = 'internvl', 'idefics3'
+
+#: the node of the graph where positions have just been added to the patches
+POSITIONS_NODE = b'pos_embed'
+
+
+def _bind(name: str, result: Any, *arguments: Any) -> Any:
+    """Find a function of ggml, which libmtmd brings with it."""
+    return mtmd.ctypes_function(name, list(arguments), result)(lambda: None)
+
+
+_name = _bind('ggml_get_name', ctypes.c_char_p, ctypes.c_void_p)
+_get, _set = (_bind(name, None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
+              for name in ('ggml_backend_tensor_get', 'ggml_backend_tensor_set'))
+
+
+class MmprojEncoder(VisionEncoder):
+    """
+    The vision half of an InternVL or SmolVLM model as llama.cpp converts it.
+
+    :raises ModelFileError: missing, damaged, or no vision encoder
+    :raises ModelMismatch: an encoder of another family
+    """
+
+    def __init__(self, path: str | Path, options: EncoderOptions) -> None:
+        self.path = Path(path)
+        # 1. what the file says; libmtmd ends the process on some files that are not right
+        header = read_gguf(self.path)
+        facts = _Facts(header)
+        self.side, self.tokens, self.n_embd = facts.side, facts.tokens, facts.n_embd
+        self._per_strip = facts.tiles_per_strip()
+        # SmolVLM's pictures are followed by an overview, which nobody asks for
+        self._images_per_strip = self._per_strip + (facts.projector == IDEFICS3)
+        self._positions = _Positions(header) if facts.projector == INTERNVL else None
+        with ExitStack() as stack:
+            # 2. libmtmd, with a vocabulary for the text that it puts around pictures
+            _start_backend()
+            mtmd.mtmd_log_set(_on_log, ctypes.c_void_p(0))
+            _last_errors.clear()
+            vocabulary = _load_vocabulary()
+            stack.callback(lib.llama_model_free, vocabulary)
+            params = mtmd.mtmd_context_params_default()
+            params.print_timings = False
+            params.warmup = False
+            params.n_threads = options.threads or usable_cores()
+            params.flash_attn_type = 0      # it rounds keys and values to float16
+            if self._positions:
+                params.cb_eval = self._positions.callback
+            self._context = mtmd.mtmd_init_from_file(os.fsencode(self.path), vocabulary, params)
+            if not self._context:
+                why = '; '.join(_last_errors) or 'llama.cpp gave no reason'
+                raise ModelFileError(self.path, f'llama.cpp cannot load it ({why}); fetch it '
+                                     'again, or convert the model anew')
+            stack.callback(mtmd.mtmd_free, self._context)
+            # 3. whether this libmtmd puts patches at their positions
+            if self._positions:
+                grey = np.full((1, self.side, self.side, 3), 128, np.uint8)
+                self._encode_strip(grey, np.empty((1, self.tokens, self.n_embd), np.float32))
+                self._positions.learn()
+            self._on_close = stack.pop_all()
+
+    def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:
+        check_tiles(tiles, self.side)
+        found = np.empty((len(tiles.pixels), self.tokens, self.n_embd), np.float32)
+        for start in range(0, len(found), self._per_strip):
+            self._encode_strip(tiles.pixels[start:start + self._per_strip],
+                               found[start:start + self._per_strip])
+        check_embeddings(found, str(self.path), 'fetch the file again')
+        return found
+
+    def close(self) -> None:
+        self._on_close.close()
+
+    def _encode_strip(self, pixels: npt.NDArray[np.uint8],
+                      target: npt.NDArray[np.float32]) -> None:
+        """Encode at most ``_per_strip`` tiles, side by side in one picture."""
+        strip = np.zeros((self.side, self._per_strip, self.side, 3), np.uint8)
+        strip[:, :len(pixels)] = pixels.swapaxes(0, 1)
+        _last_errors.clear()
+        with ExitStack() as stack:
+            width, data = self._per_strip * self.side, strip.ctypes.data
+            bitmap = mtmd.mtmd_bitmap_init(
+                width, self.side, ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)))
+            stack.callback(mtmd.mtmd_bitmap_free, bitmap)
+            chunks = mtmd.mtmd_input_chunks_init()
+            stack.callback(mtmd.mtmd_input_chunks_free, chunks)
+            part = mtmd.mtmd_input_part(None, bitmap)
+            parts = (ctypes.POINTER(mtmd.mtmd_input_part) * 1)(ctypes.pointer(part))
+            if mtmd.mtmd_tokenize_from_parts(self._context, chunks, parts, 1, False):
+                raise self._failed('take a tile')
+            images = [chunk for i in range(mtmd.mtmd_input_chunks_size(chunks))
+                      if mtmd.mtmd_input_chunk_get_type(
+                          chunk := mtmd.mtmd_input_chunks_get(chunks, i)) == 1]
+            if len(images) != self._images_per_strip:
+                raise self._failed(f'leave {self._per_strip} tiles as they are')
+            for chunk, place in zip(images, target, strict=False):
+                if mtmd.mtmd_input_chunk_get_n_tokens(chunk) != self.tokens:
+                    raise self._failed(f'make {self.tokens} embeddings of a tile')
+                if mtmd.mtmd_encode_chunk(self._context, chunk):
+                    raise self._failed('encode a tile')
+                place[:] = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context),
+                                                 place.shape)
+
+    def _failed(self, what: str) -> InferenceError:
+        why = '; '.join(_last_errors) or 'it gave no reason'
+        return InferenceError(f'llama.cpp failed to {what} with {self.path}: {why}')
+
+
+class _Facts:
+    """
+    What is needed of the header, checked.
+
+    :raises ModelFileError: no vision encoder
+    :raises ModelMismatch: one that is not served
+    """
+
+    def __init__(self, header: GgufHeader) -> None:
+        self.header = header
+        architecture = header.metadata.get('general.architecture')
+        if architecture != 'clip':
+            raise ModelFileError(header.path, f'its architecture is {architecture!r}, expected '
+                                 "'clip': give the mmproj file as the encoder and the language "
+                                 'model as llm_model_name')
+        if not header.metadata.get('clip.has_vision_encoder'):
+            raise ModelFileError(header.path, 'it has no vision encoder; give the mmproj file of '
+                                 'a model that sees')
+        self.projector = (header.metadata.get('clip.projector_type')
+                          or header.metadata.get('clip.vision.projector_type'))
+        if self.projector not in (INTERNVL, IDEFICS3):
+            raise ModelMismatch(f'{header.path} is an encoder of type {self.projector!r}; '
+                                "expected 'internvl' (InternVL) or 'idefics3' (SmolVLM)")
+        # 1. numbers that must fit each other
+        self.side = self._number('clip.vision.image_size')
+        patch = self._number('clip.vision.patch_size')
+        merge = self._number('clip.vision.projector.scale_factor')
+        width, heads = (self._number('clip.vision.embedding_length'),
+                        self._number('clip.vision.attention.head_count'))
+        if self.side % (patch * merge) or width % heads:
+            raise ModelFileError(header.path, f'tiles of {self.side} pixels do not divide into '
+                                 f'{patch * merge}, or width {width} not into {heads} heads: '
+                                 'convert the model anew')
+        patches = (self.side // patch) ** 2
+        self.tokens = patches // merge ** 2
+        # 2. tensors; libmtmd takes most for optional and crashes when it needs one
+        inner = self._number('clip.vision.feed_forward_length')
+        sizes = {'v.patch_embd.weight': width * 3 * patch ** 2}
+        for i in range(self._number('clip.vision.block_count')):
+            block = f'v.blk.{i}.'
+            sizes.update({
+                f'{block}ln1.weight': width, f'{block}ln2.weight': width,
+                f'{block}attn_out.weight': width ** 2,
+                f'{block}ffn_up.weight': width * inner, f'{block}ffn_down.weight': width * inner})
+            if f'{block}attn_qkv.weight' in header.tensors:
+                sizes[f'{block}attn_qkv.weight'] = 3 * width ** 2
+            else:
+                sizes.update({f'{block}attn_{which}.weight': width ** 2 for which in 'qkv'})
+        if self.projector == INTERNVL:
+            sizes.update({'v.class_embd': width, 'v.position_embd.weight': (patches + 1) * width,
+                          'mm.model.mlp.0.weight': width * merge ** 2})
+            self.n_embd, hidden = self._shape('mm.model.mlp.3.weight', 2)
+            sizes['mm.model.mlp.1.weight'] = hidden * width * merge ** 2
+        else:
+            sizes['v.position_embd.weight'] = patches * width
+            self.n_embd, _ = self._shape('mm.model.fc.weight', 2)
+            sizes['mm.model.fc.weight'] = self.n_embd * width * merge ** 2
+        for name, size in sizes.items():
+            shape = self._shape(name)
+            if np.prod(shape, dtype=object) != size:
+                raise ModelFileError(header.path, f'{name} is {shape}, which is not {size} '
+                                     'numbers: convert the model anew')
+
+    def _number(self, key: str) -> int:
+        value = self.header.metadata.get(key)
+        if not isinstance(value, int) or value < 1:
+            raise ModelFileError(self.header.path, f'{key} is {value!r}, expected a positive '
+                                 'number: convert the model anew')
+        return value
+
+    def _shape(self, name: str, axes: int = 0) -> tuple[int, ...]:
+        info = self.header.tensors.get(name)
+        if info is None or axes and len(info.shape) != axes:
+            raise ModelFileError(self.header.path, f'it has no tensor {name}: convert the model '
+                                 'anew')
+        return info.shape
+
+    def tiles_per_strip(self) -> int:
+        """
+        Count the tiles of the widest picture that libmtmd cuts into just these tiles.
+
+        For InternVL that is one tile. For SmolVLM it brings the longest edge to a length that
+        stands in the file and then cuts; a row of tiles of that length it leaves as it is.
+        """
+        if self.projector == INTERNVL:
+            return 1
+        key = 'clip.vision.preproc_image_size'      # older files have none
+        longest = self._number(key) if key in self.header.metadata else self.side
+        if longest % self.side or self.side % 2:
+            raise ModelMismatch(f'{self.header.path}: preproc_image_size {longest} is no multiple '
+                                f'of the tile, {self.side} pixels, so llama.cpp cannot be given '
+                                'tiles; use the ONNX encoder of the model')
+        return longest // self.side
+
+
+class _Positions:
+    """
+    Puts InternVL's patches at their own positions.
+
+    The table of positions starts with the class token's, and libmtmd appends that token to the
+    patches, so that each patch gets the position of its neighbour (seen up to llama-cpp-python
+    0.3.36). This looks at one grey tile, whose patches differ by their positions alone, and adds
+    what is missing to every later one. A libmtmd that does it right is left alone.
+    """
+
+    def __init__(self, header: GgufHeader) -> None:
+        self.path = header.path
+        self.table = header.read('v.position_embd.weight')
+        self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
+        self._seen: npt.NDArray[np.float32] | None = None
+        self._missing: npt.NDArray[np.float32] | None = None
+        self._learned = False
+
+    def _on_node(self, tensor: int, ask: bool, _: Any) -> bool:
+        """Say whether a node is wanted; when it is computed, whether to go on."""
+        if _name(tensor) != POSITIONS_NODE:
+            return not ask
+        if ask:
+            return not self._learned or self._missing is not None
+        cells = np.empty_like(self.table)
+        _get(tensor, cells.ctypes.data, 0, cells.nbytes)
+        if self._missing is None:
+            self._seen = cells
+            return False
+        cells += self._missing
+        _set(tensor, cells.ctypes.data, 0, cells.nbytes)
+        return True
+
+    def learn(self) -> None:
+        """
+        Find out from the grey tile what is missing.
+
+        :raises ModelFileError: the file holds numbers that are none
+        :raises ModelMismatch: libmtmd does something else altogether
+        """
+        if self._seen is None:
+            raise self._unknown()
+        if not np.isfinite(self._seen).all() or not np.isfinite(self.table).all():
+            raise ModelFileError(self.path, 'it is damaged: it holds numbers that are not finite; '
+                                 'fetch it again')
+        patches_first, patches_last, table = self._seen[:-1], self._seen[1:], self.table
+
+        def spread(cells: npt.NDArray[np.float32], positions: npt.NDArray[np.float32]) -> float:
+            """Measure how much the patches of the grey tile differ without these positions."""
+            return float(np.ptp(cells - positions, axis=0).max())
+
+        shifted = spread(patches_first, table[:-1])
+        right = min(spread(patches_first, table[1:]), spread(patches_last, table[1:]))
+        if min(shifted, right) > 1e-3 * np.abs(self._seen).max():
+            raise self._unknown()
+        if shifted < right:
+            self._missing = np.roll(table, -1, axis=0) - table
+        self._learned = True
+
+    def _unknown(self) -> ModelMismatch:
+        return ModelMismatch(f'{self.path}: this version of llama-cpp-python treats the positions '
+                             'of InternVL in a way that is not known here; use the ONNX encoder '
+                             'of the model')
+
+
+def _load_vocabulary() -> Any:
+    """
+    Load the smallest language model that libmtmd takes: a vocabulary of three letters.
+
+    libmtmd writes marks such as ``<img>`` around a picture, and for that asks for a vocabulary.
+    Nothing is done with the marks here, so they may come out as nothing.
+    """
+    def text(value: str) -> bytes:
+        return struct.pack('<Q', len(value)) + value.encode()
+
+    def array(*values: str) -> bytes:
+        return struct.pack('<IIQ', 9, 8, len(values)) + b''.join(map(text, values))
+
+    values = {
+        'general.architecture': struct.pack('<I', 8) + text('llama'),
+        'tokenizer.ggml.model': struct.pack('<I', 8) + text('gpt2'),
+        'tokenizer.ggml.pre': struct.pack('<I', 8) + text('default'),
+        'tokenizer.ggml.tokens': array('a', 'b', 'ab'),
+        'tokenizer.ggml.merges': array('a b'),
+        'tokenizer.ggml.bos_token_id': struct.pack('<II', 4, 0),
+        'tokenizer.ggml.eos_token_id': struct.pack('<II', 4, 0),
+    }
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    with tempfile.NamedTemporaryFile(suffix='.gguf') as file:
+        file.write(b'GGUF' + struct.pack('<IQQ', 3, 0, len(values))
+                   + b''.join(text(key) + value for key, value in values.items()))
+        file.flush()
+        model = lib.llama_model_load_from_file(os.fsencode(file.name), params)
+    if not model:
+        raise InferenceError('llama.cpp cannot load a vocabulary of three tokens; this version of '
+                             'llama-cpp-python is not supported')
+    return model

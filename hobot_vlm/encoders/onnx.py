@@ -1,0 +1,310 @@
+"""
+Vision encoders as ONNX files, run by ONNX Runtime on the CPU.
+
+What goes in and comes out is read from the graph: own exports (one input of pixels) and the
+published SmolVLM2 encoders (a leading picture axis and a mask) need no configuration. The file is
+not trusted: whatever stands in it, a bad one ends in an error that says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+from pathlib import Path
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import EncoderOptions, VisionEncoder
+from .onnx_weights import outside_paths
+from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
+from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
+from ..values import ImageTiles
+
+#: Most tiles in one run. The attention of a usual encoder takes 50 MB a tile, and a CPU gains
+#: nothing from larger batches.
+MOST_TILES = 16
+
+#: SmolVLM's tile, for graphs with a picture axis that leave height and width open. The published
+#: ones do, although their position table fits this size alone.
+SMOLVLM_SIDE = 512
+
+PIXEL_TYPES: dict[str, np.dtype[Any]] = {
+    'tensor(float)': np.dtype(np.float32),
+    'tensor(float16)': np.dtype(np.float16),
+    'tensor(uint8)': np.dtype(np.uint8),
+}
+MASK_TYPES: dict[str, np.dtype[Any]] = {
+    'tensor(bool)': np.dtype(np.bool_),
+    'tensor(int64)': np.dtype(np.int64),
+    'tensor(int32)': np.dtype(np.int32),
+    'tensor(uint8)': np.dtype(np.uint8),
+    'tensor(float)': np.dtype(np.float32),
+}
+OUTPUT_TYPES = ('tensor(float)', 'tensor(float16)')
+OUTPUT_NAMES = ('image_features', 'image_embeds', 'embeddings')
+
+Axis = Any  # what ONNX Runtime says of an axis: its size, its name, or None
+
+
+class OnnxEncoder(VisionEncoder):
+    """
+    A vision encoder with its projector in one ONNX graph.
+
+    Accepted: pixels as float32, float16 or uint8 (raw, normalised by the graph) in
+    (tiles, 3, side, side), (tiles, side, side, 3) or (batch, images, 3, side, side); masks, which
+    are filled with ones; embeddings as float32 or float16 in (tiles, tokens, n_embd),
+    (tokens, n_embd) of one tile, or (batch, images, tokens, n_embd).
+    """
+
+    def __init__(self, path: str | Path, options: EncoderOptions) -> None:
+        self.path = Path(path)
+        self._session, self._shrink = _open(self.path, options)
+        try:
+            self._pixels, self._masks = self._find_inputs()
+            self.side = self._pixels.format.side
+            self._output, self.tokens, self.n_embd = self._find_output()
+            if not self.tokens or not self.n_embd:
+                self._measure()
+        except Exception:
+            self.close()
+            raise
+
+    def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:
+        """
+        Encode all tiles of a picture, as one batch where the graph's batch axis is free.
+
+        :return: float32 (tiles, tokens, n_embd), C order
+        :raises InferenceError: ONNX Runtime failed, or gave something else than embeddings
+        """
+        check_tiles(tiles, self.side)
+        total, most = len(tiles.pixels), self._pixels.batch or MOST_TILES
+        parts = [self._run(tiles, start, min(start + most, total))
+                 for start in range(0, total, most)]
+        embeddings = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        check_embeddings(embeddings, f'the vision encoder {self.path}', 'a float16 or quantised '
+                         'encoder can overflow: use the float32 file')
+        return embeddings
+
+    def close(self) -> None:
+        """Free the session; twice is harmless."""
+        self._session = None
+
+    def _run(self, tiles: ImageTiles, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Encode tiles ``start`` to ``stop`` in one run."""
+        session = self._session
+        if session is None:
+            raise InferenceError(f'the vision encoder {self.path} is closed: open it again')
+        batch = self._pixels.format.batch(tiles, start, stop, self._pixels.batch)
+        size = len(batch)
+        feeds = {self._pixels.name: batch.reshape(self._pixels.lead(size) + batch.shape[1:])}
+        for mask in self._masks:
+            feeds[mask.name] = np.ones(mask.shape_for(self._pixels, size), mask.dtype)
+        try:
+            found = session.run([self._output], feeds, self._shrink if size > 1 else None)[0]
+        except Exception as exc:    # ONNX Runtime's errors have no other base
+            raise InferenceError(f'the vision encoder {self.path} failed on {size} tiles: '
+                                 f'{_reason(exc)}') from exc
+        shape = found.shape
+        tokens = shape[-2] if len(shape) > 1 else 0
+        if not (len(shape) in (2, 3, 4) and math.prod(shape[:-2]) == size
+                and tokens == (self.tokens or tokens) and shape[-1] == (self.n_embd or shape[-1])
+                and found.size):
+            raise InferenceError(
+                f'the vision encoder {self.path} gave an array of shape {shape} for {size} tiles: '
+                f'expected ({size}, {self.tokens or "tokens"}, {self.n_embd or "n_embd"})')
+        result: npt.NDArray[np.float32] = np.ascontiguousarray(
+            found.reshape(size, *shape[-2:])[:stop - start], np.float32)
+        return result
+
+    def _measure(self) -> None:
+        """Find the shape of the embeddings by encoding one black tile."""
+        black = np.zeros((1, self.side, self.side, 3), np.uint8)
+        half = (0.5, 0.5, 0.5)
+        try:
+            found = self._run(ImageTiles(black, 0, 0, True, half, half), 0, 1)
+        except InferenceError as exc:
+            raise self._mismatch(str(exc)) from exc
+        self.tokens, self.n_embd = found.shape[1:]
+
+    def _find_inputs(self) -> tuple[_Pixels, list[_Mask]]:
+        """Tell the input of pixels from the masks."""
+        pixels, masks = [], []
+        for entry in self._session.get_inputs():
+            if entry.type == 'tensor(bool)' or 'mask' in entry.name.lower():
+                if entry.type not in MASK_TYPES or len(entry.shape) not in (2, 3, 4):
+                    raise self._mismatch(f'the mask {entry.name} is of no known kind')
+                masks.append(_Mask(entry.name, MASK_TYPES[entry.type], tuple(entry.shape)))
+            else:
+                pixels.append(entry)
+        if len(pixels) != 1:
+            raise self._mismatch(f'it has {len(pixels)} inputs that are no masks')
+        return self._read_pixels(pixels[0]), masks
+
+    def _read_pixels(self, entry: Any) -> _Pixels:
+        """Read layout, side and number format of the input of pixels."""
+        shape = tuple(entry.shape)
+        if any(isinstance(size, int) and size < 1 for size in shape):
+            raise self._mismatch(f'the input {entry.name} has an axis without elements')
+        if entry.type not in PIXEL_TYPES:
+            raise self._mismatch(f'the input {entry.name} is {entry.type}')
+        layout = image_layout(shape[-3:]) if len(shape) in (4, 5) else None
+        if layout is None or (len(shape) == 5 and not layout[0]):
+            raise self._mismatch(f'the input {entry.name} is no picture')
+        channels_first, height, width = layout
+        if isinstance(height, int) and isinstance(width, int) and height != width:
+            raise self._mismatch(f'its pictures are {width} x {height}, not square')
+        side = next((size for size in (height, width) if isinstance(size, int)), None)
+        if side is None:
+            side = self._side_from_metadata()
+        if side is None and len(shape) == 5:
+            side = SMOLVLM_SIDE
+        if side is None:
+            raise self._mismatch(
+                f'the height and width of {entry.name} are open: export it with fixed sizes, or '
+                "put the side of a tile in pixels into the file's metadata_props under 'side'")
+        lead = shape[:-3]
+        if side > LARGEST_SIDE or math.prod(n for n in lead if isinstance(n, int)) > MOST_TILES:
+            raise self._mismatch(f'the input {entry.name} is too large: at most {MOST_TILES} '
+                                 f'tiles of {LARGEST_SIDE} x {LARGEST_SIDE} pixels')
+        return _Pixels(entry.name, PixelFormat(side, channels_first, PIXEL_TYPES[entry.type]),
+                       lead)
+
+    def _side_from_metadata(self) -> int | None:
+        text = self._session.get_modelmeta().custom_metadata_map.get('side')
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text)):
+            raise self._mismatch(f'its metadata says that side is {text[:20]!r}, expected the '
+                                 'side of a tile in pixels')
+        return int(text)
+
+    def _find_output(self) -> tuple[str, int, int]:
+        """Give name, tokens and n_embd of the embeddings; 0 for what only a run tells."""
+        outputs = self._session.get_outputs()
+        fitting = [entry for entry in outputs if entry.type in OUTPUT_TYPES]
+        if len(fitting) > 1:
+            fitting = [entry for entry in fitting if entry.name in OUTPUT_NAMES]
+        if len(fitting) != 1:
+            raise self._mismatch('none of its outputs, or more than one, can be the embeddings')
+        shape = tuple(fitting[0].shape)
+        if shape and (len(shape) not in (2, 3, 4) or 0 in shape):
+            raise self._mismatch(f'the output {fitting[0].name} cannot be embeddings')
+        # An output of which nothing is known has an empty shape.
+        tokens, n_embd = (size if isinstance(size, int) else 0 for size in shape[-2:] or (0, 0))
+        return fitting[0].name, tokens, n_embd
+
+    def _mismatch(self, problem: str) -> ModelMismatch:
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        return ModelMismatch(
+            f'model file {self.path} is not a vision encoder that can be used: {problem}. It has '
+            f'the inputs {_describe(inputs)} and the outputs {_describe(outputs)}. Looked for one '
+            'input of pixels, float32, float16 or uint8, (tiles, 3, side, side), (tiles, side, '
+            'side, 3) or (batch, images, 3, side, side), besides masks, and one output of floats, '
+            '(tiles, tokens, n_embd); give the encoder that belongs to the language model')
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """
+    The input of pixels.
+
+    :param axes: those before the picture: (tiles) or (batch, images), sizes or names
+    """
+
+    name: str
+    format: PixelFormat
+    axes: tuple[Axis, ...]
+
+    @property
+    def batch(self) -> int:
+        """Tiles that a run must have; 0 where the graph leaves it open."""
+        fixed = [size for size in self.axes if isinstance(size, int)]
+        tiles = math.prod(fixed)
+        return tiles if tiles > 1 or len(fixed) == len(self.axes) else 0
+
+    def lead(self, tiles: int) -> tuple[int, ...]:
+        """Spread tiles over the axes before the picture; the last open one takes them all."""
+        sizes = [size if isinstance(size, int) else 1 for size in self.axes]
+        for axis in reversed(range(len(sizes))):
+            if not isinstance(self.axes[axis], int):
+                sizes[axis] = tiles // math.prod(sizes)
+                break
+        return tuple(sizes)
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """An input that says which pixels, or which pictures, are real: all are."""
+
+    name: str
+    dtype: np.dtype[Any]
+    axes: tuple[Axis, ...]
+
+    def shape_for(self, pixels: _Pixels, tiles: int) -> tuple[int, ...]:
+        """Give the shape that goes with a number of tiles; fixed axes stay as they are."""
+        side = pixels.format.side
+        placed: tuple[int, ...] = (tiles, side, side)
+        if len(self.axes) != 3:
+            placed = (*pixels.lead(tiles), 1)[:2] + (side, side)
+        return tuple(size if isinstance(size, int) else open_size
+                     for size, open_size in zip(self.axes, placed, strict=False))
+
+
+def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
+    """
+    Load a graph.
+
+    :return: the session, and run options that give a batch's memory back
+    """
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise BackendMissing(f'ONNX Runtime, which {path.name} needs, is not installed',
+                             'pip install onnxruntime') from exc
+    if not path.is_file():
+        raise ModelFileError(path, 'there is no such file; expected a vision encoder (.onnx)')
+    # 1) nothing is opened that the user did not point to
+    cure = (f'expected a whole ONNX file (this one has {path.stat().st_size} bytes), its external '
+            'data beside it, and operators that ONNX Runtime knows: fetch or export it again')
+    try:
+        outside = outside_paths(path)
+    except OSError as exc:
+        raise ModelFileError(path, f'it cannot be read: {exc.strerror}; {cure}') from exc
+    except ValueError as exc:
+        raise ModelFileError(path, f'it is not an ONNX file, or was cut short; {cure}') from exc
+    if outside:
+        raise ModelFileError(
+            path, f'its weights lie outside its folder, in {outside[0]!r}; {cure}')
+    # 2) the graph
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4     # whatever it would print, it also raises
+    settings.intra_op_num_threads = options.threads
+    # Threads that wait for the next picture would otherwise burn the decoder's cores.
+    settings.add_session_config_entry('session.force_spinning_stop', '1')
+    shrink = onnxruntime.RunOptions()
+    shrink.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
+    try:
+        session = onnxruntime.InferenceSession(str(path), settings,
+                                               providers=['CPUExecutionProvider'])
+    except Exception as exc:    # ONNX Runtime's errors have no other base
+        raise ModelFileError(path, f'ONNX Runtime {onnxruntime.__version__} cannot load it: '
+                             f'{_reason(exc)}; {cure}') from exc
+    return session, shrink
+
+
+def _reason(exc: Exception) -> str:
+    """Give the first line of what ONNX Runtime says, without its error codes."""
+    first = (str(exc).splitlines() or [type(exc).__name__])[0]
+    return re.sub(r'^(.* : )?(Load model from .* failed: ?)?', '', first).strip().rstrip('.')
+
+
+def _describe(entries: Sequence[Any]) -> str:
+    words = []
+    for entry in entries:
+        sizes = ', '.join('?' if size is None else str(size) for size in entry.shape)
+        words.append(f'{entry.name} {entry.type} ({sizes})')
+    return '; '.join(words) or 'none'

@@ -1,0 +1,106 @@
+"""
+What is true of a model family, whatever its size, its files and the runtime.
+
+A family knows how its makers cut pictures and lay out prompts; it opens no file and runs no
+model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from ..errors import ModelMismatch
+from ..image import Pixels
+from ..prompt import Part
+from ..values import ImageEmbedding, ImageTiles
+
+
+class Family(ABC):
+    """
+    One model family.
+
+    :cvar name: as it stands in messages and in the catalogue
+    :cvar model_type: its number among the options
+    :cvar mean: per channel, of pixels scaled to 0..1
+    :cvar std: per channel
+    :cvar default_fit: how its makers bring a picture to the shape of a tile
+    :cvar marks: the control tokens by which it is known, for messages
+    :cvar template: its Jinja chat template; empty: the one of the model file
+    :cvar image_mark: what the template writes for a picture, if it wants turns as lists of parts
+    :cvar system_text: the makers' system prompt
+    :cvar thinking_text: the makers' system prompt for reasoning before the answer; empty: none
+    """
+
+    name: str
+    model_type: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    default_fit: str
+    marks: str
+    template: str = ''
+    image_mark: str = ''
+    system_text: str = ''
+    thinking_text: str = ''
+
+    @abstractmethod
+    def knows(self, controls: Collection[str]) -> bool:
+        """Say whether a vocabulary with these control tokens is one of the family's."""
+
+    @abstractmethod
+    def show(self, pictures: Sequence[ImageEmbedding], labels: Sequence[str],
+             controls: Collection[str]) -> list[Part]:
+        """
+        Lay out pictures as they stand before the question.
+
+        :param labels: what to call each; empty: as the makers do
+        :param controls: control tokens of the model
+        """
+
+    @abstractmethod
+    def tiles(self, rgb: Pixels, side: int, max_tiles: int, fit: str = '') -> ImageTiles:
+        """
+        Cut a picture as the makers' image processor does.
+
+        :param rgb: uint8 (height, width, 3)
+        :param side: width and height of a tile in pixels
+        :param max_tiles: most tiles, the overview not counted; 0: as many as the makers use
+        :param fit: how the picture fills a tile, or the grid of tiles; empty: ``default_fit``
+        """
+
+
+#: name -> class, in the order of ``model_type``
+FAMILIES = {
+    'internvl': 'hobot_vlm.families.internvl:InternVL',
+    'smolvlm': 'hobot_vlm.families.smolvlm:SmolVLM',
+}
+
+
+def family(name: str) -> Family:
+    """Make the family of a name in ``FAMILIES``."""
+    module, cls = FAMILIES[name].split(':')
+    made: Family = getattr(import_module(module), cls)()
+    return made
+
+
+def detect(controls: Collection[str], model_type: int, path: Path) -> Family:
+    """
+    Find the family of a language model.
+
+    :param controls: the model's control tokens
+    :param model_type: the number that the user gave, or -1
+    :param path: of the model file, for messages
+    :raises ModelMismatch: it has the marks of no family, or not those of the one asked for
+    """
+    families = [family(name) for name in FAMILIES]
+    wanted = [f for f in families if model_type in (-1, f.model_type)]
+    # SmolVLM's marks are its own, while InternVL's stand in other vocabularies too
+    for candidate in reversed(wanted):
+        if candidate.knows(controls):
+            return candidate
+    looked = '; '.join(f'{f.name}: {f.marks}' for f in wanted)
+    raise ModelMismatch(f'{path} is no language model of a known family. Looked for these control '
+                        f'tokens in its vocabulary: {looked}. Give the decoder that belongs to '
+                        'the encoder, or only llm_model_name to chat without pictures')

@@ -1,0 +1,91 @@
+"""
+InternVL 2, 2.5, 3 and 3.5: the grid of tiles whose aspect ratio is closest to the picture's.
+
+Knows the family's pixels and prompts; nothing of files or runtimes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from . import Family
+from ..image import BICUBIC, cut, Pixels, place
+from ..prompt import Part
+from ..values import Control, ImageEmbedding, ImageTiles, Picture
+
+MAX_TILES = 12
+
+#: Marks around a picture. The second pair serves plain Qwen2.5 files, whose vocabulary lacks the
+#: first; hobot_llamacpp uses it too.
+AROUND = (('<img>', '</img>'), ('<|vision_start|>', '<|vision_end|>'))
+
+#: The system prompt that the makers of InternVL3.5 give for reasoning, word for word.
+THINKING_TEXT = """
+You are an AI assistant that rigorously follows this response protocol:
+
+1. First, conduct a detailed analysis of the question. Consider different angles, potential \
+solutions, and reason through the problem step-by-step. Enclose this entire thinking process \
+within <think> and </think> tags.
+
+2. After the thinking section, provide a clear, concise, and direct answer to the user's question. \
+Separate the answer from the think section with a newline.
+
+Ensure that the thinking process is thorough but remains focused on the query. The final answer \
+should be standalone and not reference the thinking section.
+""".strip()
+
+
+class InternVL(Family):
+    """Tiles row by row, then the whole picture as a thumbnail if there is more than one tile."""
+
+    name = 'internvl'
+    model_type = 0
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+    default_fit = 'fill'
+    marks = ' or '.join(f'{opening} {closing}' for opening, closing in AROUND)
+    system_text = ('你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位'
+                   '联合开发的多模态大语言模型。')
+    thinking_text = THINKING_TEXT
+
+    def knows(self, controls: Collection[str]) -> bool:
+        return any(opening in controls and closing in controls for opening, closing in AROUND)
+
+    def show(self, pictures: Sequence[ImageEmbedding], labels: Sequence[str],
+             controls: Collection[str]) -> list[Part]:
+        opening, closing = next(pair for pair in AROUND if set(pair) <= set(controls))
+        if not labels and len(pictures) > 1:
+            labels = [f'Image-{i + 1}' for i in range(len(pictures))]
+        parts: list[Part] = []
+        for i, picture in enumerate(pictures):
+            tiles = [Picture(picture, tile) for tile in range(len(picture.data))]
+            parts += [f'{labels[i]}: '] if labels else []
+            parts += [[Control(opening), *tiles, Control(closing)], '\n']
+        return parts
+
+    def tiles(self, rgb: Pixels, side: int, max_tiles: int, fit: str = '') -> ImageTiles:
+        fit = fit or self.default_fit
+        height, width = rgb.shape[:2]
+        columns, rows = closest_grid(width, height, side, max_tiles or MAX_TILES)
+        overview = place(rgb, side, side, BICUBIC, fit)
+        if rows * columns == 1:
+            return ImageTiles(overview[None], 0, 0, True, self.mean, self.std)
+        canvas = place(rgb, columns * side, rows * side, BICUBIC, fit)
+        return ImageTiles(cut(canvas, side, overview), rows, columns, True, self.mean, self.std)
+
+
+def closest_grid(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+    """
+    Choose (columns, rows), at most ``most`` tiles, closest to the aspect ratio of a picture.
+
+    Of grids equally close the larger one wins, unless its area is twice the picture's or more.
+    """
+    grids = [(columns, rows) for columns in range(1, most + 1)
+             for rows in range(1, most // columns + 1)]
+    best, nearest = (1, 1), float('inf')
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        distance = abs(width / height - columns / rows)
+        affordable = width * height > 0.5 * side * side * columns * rows
+        if distance < nearest or (distance == nearest and affordable):
+            best, nearest = (columns, rows), distance
+    return best

@@ -1,0 +1,104 @@
+"""
+SmolVLM and SmolVLM2: the picture enlarged to a grid of tiles, and the global picture.
+
+Knows the family's pixels and prompts; nothing of files or runtimes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+import math
+
+from . import Family
+from ..image import cut, LANCZOS, Pixels, place, resize
+from ..prompt import Part
+from ..values import Control, ImageEmbedding, ImageTiles, Picture, Span, Text
+
+#: The longest edge is brought to this many tiles.
+TILES_PER_EDGE = 4
+
+AROUND, GLOBAL = '<fake_token_around_image>', '<global-img>'
+
+
+class SmolVLM(Family):
+    """Tiles row by row, then the global picture; or the global picture alone."""
+
+    name = 'smolvlm'
+    model_type = 1
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
+    default_fit = 'fill'
+    marks = f'{AROUND} {GLOBAL}'
+    image_mark = '<image>'
+    # no space after "User:" where a picture comes first
+    template = (
+        "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
+        "{{ '' if message['content'][0]['type'] == 'image' else ' ' }}"
+        "{% for part in message['content'] %}"
+        "{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}"
+        "<end_of_utterance>{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:"
+        '{% endif %}')
+
+    def knows(self, controls: Collection[str]) -> bool:
+        return AROUND in controls and GLOBAL in controls
+
+    def show(self, pictures: Sequence[ImageEmbedding], labels: Sequence[str],
+             controls: Collection[str]) -> list[Part]:
+        parts: list[Part] = []
+        for i, picture in enumerate(pictures):
+            spans = self._spans(picture)
+            parts += [f'{labels[i]}: ', spans, '\n'] if labels else [spans]
+        return parts
+
+    @staticmethod
+    def _spans(picture: ImageEmbedding) -> list[Span]:
+        """Lay out one picture: tiles by row and column, then the global picture."""
+        spans: list[Span] = []
+        for row in range(picture.rows):
+            for column in range(picture.columns):
+                spans += [Control(AROUND), Control(f'<row_{row + 1}_col_{column + 1}>'),
+                          Picture(picture, row * picture.columns + column)]
+            spans.append(Text('\n'))
+        if picture.rows:
+            spans.append(Text('\n'))
+        last = len(picture.data) - 1
+        return [*spans, Control(AROUND), Control(GLOBAL), Picture(picture, last), Control(AROUND)]
+
+    def tiles(self, rgb: Pixels, side: int, max_tiles: int, fit: str = '') -> ImageTiles:
+        fit = fit or self.default_fit
+        height, width = rgb.shape[:2]
+        refined, columns, rows = layout(width, height, side, max_tiles or TILES_PER_EDGE ** 2)
+        # The makers stretch step by step: each picture below is made from the one before.
+        step = resize(rgb, *refined, LANCZOS) if fit == 'fill' else rgb
+        if rows * columns == 1:
+            overview = place(step, side, side, LANCZOS, fit)
+            return ImageTiles(overview[None], 0, 0, True, self.mean, self.std)
+        canvas = place(step, columns * side, rows * side, LANCZOS, fit)
+        overview = place(canvas if fit == 'fill' else rgb, side, side, LANCZOS, fit)
+        return ImageTiles(cut(canvas, side, overview), rows, columns, True, self.mean, self.std)
+
+
+def layout(width: int, height: int, side: int, most: int) -> tuple[tuple[int, int], int, int]:
+    """
+    Choose the size that a picture is first brought to, and the columns and rows of tiles.
+
+    The longest edge is as many whole tiles, up to four, as leave ``most`` tiles or fewer. One
+    column and one row stand for the global picture alone, which is made at full length.
+    """
+    for edge in range(TILES_PER_EDGE, 1, -1):
+        refined = refined_size(width, height, edge * side)
+        columns, rows = (math.ceil(length / side) for length in refined)
+        if columns * rows <= most:
+            return refined, columns, rows
+    return refined_size(width, height, TILES_PER_EDGE * side), 1, 1
+
+
+def refined_size(width: int, height: int, longest: int) -> tuple[int, int]:
+    """Bring the longest edge to a length, and the other to an even one."""
+    if width >= height:
+        return longest, _even(int(longest / (width / height)))
+    return _even(int(longest * (width / height))), longest
+
+
+def _even(length: int) -> int:
+    return max(1, length + length % 2)

@@ -1,0 +1,106 @@
+"""
+What the node reports of itself, once a second on /diagnostics.
+
+``Statistics`` is filled by the worker and knows no ROS; ``Diagnostics`` publishes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+import os
+from pathlib import Path
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+
+from .outputs import Outcome
+
+PERIOD = 1.0
+
+
+@dataclass
+class Statistics:
+    """
+    Counts since the node started, and times of the last answer.
+
+    :param similar: pictures that ``skip_similar`` passed over
+    :param error: why the last prompt, or the start, failed; empty after a success
+    :param input_ms: from the arrival of what was asked, or shown, to the call of the model
+    :param publish_ms: from the model's last piece of text to the published answer
+    """
+
+    answered: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    similar: int = 0
+    error: str = ''
+    input_ms: float = 0.0
+    publish_ms: float = 0.0
+    last: Outcome | None = None
+
+    def count(self, outcome: Outcome) -> None:
+        """Note what became of a prompt."""
+        self.last = outcome
+        self.error = outcome.error
+        if outcome.error:
+            self.failed += 1
+        elif outcome.reply.finish_reason == 'cancelled':
+            self.cancelled += 1
+        else:
+            self.answered += 1
+
+    def values(self) -> dict[str, object]:
+        """Give everything worth showing, by name."""
+        shown: dict[str, object] = {
+            'answered': self.answered, 'cancelled': self.cancelled, 'failed': self.failed,
+            'similar pictures skipped': self.similar, 'last error': self.error}
+        if self.last is not None:
+            reply = self.last.reply
+            shown |= {f'last {name}': value for name, value in reply.as_dict()['timings'].items()}
+            shown |= {
+                'last finish_reason': reply.finish_reason,
+                'last prompt_tokens': reply.prompt_tokens,
+                'last reused_tokens': reply.reused_tokens,
+                'last completion_tokens': reply.completion_tokens,
+                'last input_ms': round(self.input_ms, 3),
+                'last publish_ms': round(self.publish_ms, 3)}
+        return shown
+
+
+class Diagnostics:
+    """
+    Publishes the state of a node in every state that it has.
+
+    :param state: gives a word for what the node does now
+    :param values: gives what else is worth showing
+    """
+
+    def __init__(self, node: Node, statistics: Statistics, state: Callable[[], str],
+                 values: Callable[[], dict[str, object]]):
+        self._node = node
+        self._statistics = statistics
+        self._state = state
+        self._values = values
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._timer = node.create_timer(PERIOD, self.publish)
+
+    def publish(self) -> None:
+        """Publish now, whatever the timer says."""
+        error = self._statistics.error
+        state = self._state()
+        values = {'state': state, **self._values(), **self._statistics.values(),
+                  'memory_mb': round(resident_bytes() / 1e6, 1)}
+        message = DiagnosticArray(status=[DiagnosticStatus(
+            level=DiagnosticStatus.ERROR if error else DiagnosticStatus.OK,
+            name=f'{self._node.get_name()}: answers', hardware_id='',
+            message=error or state,
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])])
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(message)
+
+
+def resident_bytes() -> int:
+    """Give the memory that this process occupies."""
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    return pages * os.sysconf('SC_PAGE_SIZE')

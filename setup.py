@@ -1,0 +1,70 @@
+from glob import glob
+
+from setuptools import find_packages, setup
+
+package_name = 'hobot_vlm'
+
+setup(
+    name=package_name,
+    version='0.1.0',
+    description='Lets a robot talk about what it sees: vision-language models for ROS 2, on the '
+    'robot.',
+    license='Apache-2.0',
+    maintainer='hobot_vlm developers',
+    maintainer_email='hobot_vlm@users.noreply.github.com',
+    python_requires='>=3.10',
+    packages=find_packages(include=[package_name, f'{package_name}.*']),
+    package_data={package_name: ['py.typed', 'catalogue.yaml', 'demo/*']},
+    # ROS looks for these below share/; what runs without ROS lies in the package itself.
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
+        (f'share/{package_name}', ['package.xml']),
+        (f'share/{package_name}/launch', glob('launch/*.launch.py')),
+        (f'share/{package_name}/config', glob('config/*')),
+    ],
+    zip_safe=False,
+    entry_points={
+        'console_scripts': [
+            'hobot_vlm = hobot_vlm.ros.node:main',
+            'play_images = hobot_vlm.ros.play:main',
+            'vlm = hobot_vlm.cli:main',
+        ]
+    },
+    install_requires=[
+        'huggingface_hub>=0.23',
+        'jinja2>=3.0',
+        'llama-cpp-python>=0.3.36',  # compiled from source; tested with 0.3.36
+        'numpy>=1.21',
+        'onnxruntime>=1.17',
+        'opencv-python-headless>=4.5',
+        'Pillow>=9.0',
+        'PyYAML>=5.4',
+        'rosbags-image>=0.10',
+    ],
+    extras_require={
+        # ROS 2 without a ROS installation: wheels for CPython 3.11 on x86-64 Linux
+        'ros': [
+            'ros-kilted-diagnostic-msgs',
+            'ros-kilted-lifecycle-msgs',
+            'ros-kilted-rcl-interfaces',
+            'ros-kilted-rclpy',
+            'ros-kilted-rmw-fastrtps-cpp',
+            'ros-kilted-sensor-msgs',
+            'ros-kilted-std-msgs',
+            'ros-kilted-std-srvs',
+        ],
+        'test': [
+            'gguf',
+            'hypothesis',
+            'mypy',
+            'onnx',
+            'pytest',
+            'pytest-timeout',
+            'ruff',
+            'setuptools',  # the tests install this package as colcon does
+            'types-PyYAML',
+        ],
+        # what makes the demo model, the test models and encoder exports
+        'tools': ['emoji', 'gguf', 'onnx', 'onnxscript', 'tokenizers', 'torch', 'transformers>=5'],
+    },
+)

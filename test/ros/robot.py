@@ -1,0 +1,235 @@
+"""
+The other side of the node's topics and services, and the node as a process of its own.
+
+Nothing here sleeps for a fixed time: it waits for what it wants to see, up to a limit.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState, GetState
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+LIMIT = 30.0        # seconds; generous, because the machine may be busy
+RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE,
+                     durability=DurabilityPolicy.TRANSIENT_LOCAL)
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+SERVICES = {'cancel': Trigger, 'reset': Trigger, 'set_parameters': SetParameters,
+            'get_parameters': GetParameters, 'describe_parameters': DescribeParameters,
+            'change_state': ChangeState, 'get_state': GetState}
+
+
+def spelled(value):
+    """Write a value as it stands on a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class NodeProcess:
+    """The node, started as `ros2 run` starts it."""
+
+    def __init__(self, log: Path, parameters, env=None):
+        command = [sys.executable, '-m', 'hobot_vlm.ros.node', '--ros-args']
+        for name, value in parameters.items():
+            command += ['-p', f'{name}:={spelled(value)}']
+        self._out, self._err = log.with_suffix('.out'), log.with_suffix('.err')
+        with open(self._out, 'w') as out, open(self._err, 'w') as err:
+            self.process = subprocess.Popen(command, stdout=out, stderr=err,
+                                            env=os.environ | (env or {}))
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def log(self) -> str:
+        return self._err.read_text()
+
+    def wait(self, limit=LIMIT) -> int:
+        return self.process.wait(limit)
+
+    def stop(self, number=signal.SIGINT) -> tuple[int, float]:
+        """Send a signal: (exit status, seconds until the end)."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(LIMIT), time.monotonic() - began
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        pages = int(Path(f'/proc/{self.process.pid}/statm').read_text().split()[1])
+        return pages * os.sysconf('SC_PAGE_SIZE')
+
+
+class Robot:
+    """Publishes pictures and prompts, and keeps everything that the node publishes."""
+
+    def __init__(self, name='robot'):
+        self.node = rclpy.create_node(name)
+        self.heard = defaultdict(list)
+        self._changed = threading.Condition()
+        self._prompts = self.node.create_publisher(String, '/prompt_text', RELIABLE)
+        self._images = None
+        self._stamp = 0
+        for topic in ('/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply'):
+            self.listen(topic, String)
+        self.listen('/diagnostics', DiagnosticArray)
+        self._clients = {name: self.node.create_client(kind, f'/hobot_vlm/{name}')
+                         for name, kind in SERVICES.items()}
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._running = True
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self):
+        while self._running:
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self._running = False
+        self._thread.join()
+        self._executor.shutdown()
+        self.node.destroy_node()
+
+    # -- listening ---------------------------------------------------------------------------
+
+    def listen(self, topic, kind, qos=RELIABLE):
+        """Keep what comes on a topic; text as such, everything else as the message."""
+        def keep(message):
+            with self._changed:
+                self.heard[topic].append(message.data if kind is String else message)
+                self._changed.notify_all()
+
+        return self.node.create_subscription(kind, topic, keep, qos)
+
+    def wait(self, what, condition, limit=LIMIT):
+        """Wait until a condition gives something true; asks again when anything is heard."""
+        end = time.monotonic() + limit
+        with self._changed:
+            while True:
+                found = condition()
+                if found:
+                    return found
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f'{what}: not within {limit} s')
+                self._changed.wait(min(left, 0.05))
+
+    def listen_for(self, seconds, condition):
+        """Wait for a condition for some time; whether it came true."""
+        try:
+            return self.wait('', condition, seconds)
+        except TimeoutError:
+            return False
+
+    def wait_until_ready(self, node):
+        """Wait until the node listens, and everything that it says is heard."""
+        def ready():
+            assert node.process.poll() is None, node.log
+            return ('ready' in node.log and self._prompts.get_subscription_count()
+                    and all(self.node.count_publishers(topic) for topic in (
+                        '/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply')))
+
+        self.wait('ready', ready)
+
+    def replies(self):
+        """Give every reply so far."""
+        return [json.loads(text) for text in self.heard['/hobot_vlm/reply']]
+
+    def status(self):
+        """Give the node's latest status."""
+        arrays = self.heard['/diagnostics']
+        return arrays[-1].status[0] if arrays else None
+
+    def clear(self):
+        """Forget what was heard."""
+        with self._changed:
+            self.heard.clear()
+
+    # -- acting ------------------------------------------------------------------------------
+
+    def say(self, text):
+        """Publish a prompt."""
+        self._prompts.publish(String(data=text))
+
+    def ask(self, text, limit=LIMIT):
+        """Publish a prompt and wait for its reply."""
+        before = len(self.heard['/hobot_vlm/reply'])
+        self.say(text)
+        self.wait(f'a reply to {text[:60]!r}',
+                  lambda: len(self.heard['/hobot_vlm/reply']) > before, limit)
+        return json.loads(self.heard['/hobot_vlm/reply'][before])
+
+    def camera(self, qos=RELIABLE, topic='/image', kind=Image):
+        """Become a camera, in place of the one before; gives the publisher once it is matched."""
+        if self._images is not None:
+            self.node.destroy_publisher(self._images)
+        self._images = self.node.create_publisher(kind, topic, qos)
+        self.wait('a subscriber of pictures', self._images.get_subscription_count)
+        return self._images
+
+    def ask_about(self, message, text, limit=LIMIT):
+        """
+        Show a picture and ask about it.
+
+        Like a camera, publishes until the reply has come, and asks again if that is about another
+        picture.
+        """
+        self._stamp += 1
+        message.header.stamp.sec = self._stamp
+        end = time.monotonic() + limit
+        while True:
+            before = len(self.heard['/hobot_vlm/reply'])
+            self.say(text)
+            while len(self.heard['/hobot_vlm/reply']) == before:
+                if time.monotonic() > end:
+                    raise TimeoutError(f'no reply about the picture within {limit} s')
+                self._images.publish(message)
+                self.listen_for(0.2, lambda: len(self.heard['/hobot_vlm/reply']) > before)
+            reply = json.loads(self.heard['/hobot_vlm/reply'][before])
+            if reply['stamp']['sec'] == self._stamp:
+                return reply
+
+    def call(self, service, request=None):
+        """Call one of the node's services."""
+        client = self._clients[service]
+        self.wait(f'service {service}', client.service_is_ready)
+        future = client.call_async(request or SERVICES[service].Request())
+        self.wait(f'an answer of {service}', future.done)
+        return future.result()
+
+
+def image(rgb, encoding='rgb8', frame_id='camera', stamp=(0, 0)):
+    """Make a message of an RGB array."""
+    height, width = rgb.shape[:2]
+    message = Image(encoding=encoding, height=height, width=width, step=3 * width)
+    message.header.frame_id = frame_id
+    message.header.stamp.sec, message.header.stamp.nanosec = stamp
+    message.data = array('B', np.ascontiguousarray(rgb).tobytes())
+    return message

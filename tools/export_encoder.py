@@ -1,0 +1,252 @@
+"""
+Turn a Hugging Face InternVL or SmolVLM checkpoint into the ONNX encoder that hobot_vlm reads.
+
+``python tools/export_encoder.py FOLDER vision.onnx`` writes vision tower, pixel shuffle and
+projector as one graph: ``pixel_values`` float32 (tiles, 3, side, side), normalised, to
+``image_features`` float32 (tiles, tokens, n_embd), for any number of tiles. The graph is compared
+with torch on random pixels and the largest difference printed.
+
+FOLDER holds config.json and the weights (*.safetensors), either in the layout of transformers
+(InternVL3-1B-hf, SmolVLM2-500M-Video-Instruct) or as OpenGVLab publishes InternVL (InternVL3-1B).
+The language model in it is not loaded. ``--int8`` stores the matrices in 8 bits: a quarter of the
+size, faster on most CPUs, a little less exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+import json
+from pathlib import Path
+import re
+import sys
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+import torch
+from transformers import InternVLConfig, InternVLVisionModel, SmolVLMConfig
+from transformers.models.internvl.modeling_internvl import (
+    InternVLModel,
+    InternVLMultiModalProjector,
+)
+from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector, SmolVLMVisionTransformer
+
+#: largest difference from torch, relative to the largest embedding
+TOLERANCE, TOLERANCE_INT8 = 1e-3, 0.3
+
+#: parts of OpenGVLab's names -> those of transformers
+OPENGVLAB = (
+    (r'^vision_model\.embeddings\.class_embedding$', 'vision_tower.embeddings.cls_token'),
+    (r'^vision_model\.embeddings\.position_embedding$',
+     'vision_tower.embeddings.position_embeddings'),
+    (r'^vision_model\.embeddings\.patch_embedding\.',
+     'vision_tower.embeddings.patch_embeddings.projection.'),
+    (r'^vision_model\.encoder\.layers\.(\d+)\.', r'vision_tower.encoder.layer.\1.'),
+    (r'\.attn\.proj\.', '.attention.projection_layer.'),
+    (r'\.attn\.([qk]_norm|qkv)\.', r'.attention.\1.'),
+    (r'\.norm1\.', '.layernorm_before.'),
+    (r'\.norm2\.', '.layernorm_after.'),
+    (r'\.ls([12])$', r'.lambda_\1'),
+    (r'^mlp1\.0\.', 'multi_modal_projector.layer_norm.'),
+    (r'^mlp1\.1\.', 'multi_modal_projector.linear_1.'),
+    (r'^mlp1\.3\.', 'multi_modal_projector.linear_2.'),
+)
+
+
+class InternVLEncoder(torch.nn.Module):
+    """Pixels of tiles -> embeddings, as InternVL makes them."""
+
+    def __init__(self, config: InternVLConfig):
+        super().__init__()
+        self.side = config.vision_config.image_size[0]
+        self.ratio = config.downsample_ratio
+        self.vision_tower = InternVLVisionModel(config.vision_config)
+        self.multi_modal_projector = InternVLMultiModalProjector(config)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        tower = self.vision_tower
+        patches = tower.encoder(tower.embeddings(pixel_values)).last_hidden_state
+        patches = tower.layernorm(patches)[:, 1:]           # without the class token
+        edge = round(patches.shape[1] ** 0.5)
+        square = patches.reshape(-1, edge, edge, patches.shape[2])
+        shuffled = InternVLModel.pixel_shuffle(self, square, self.ratio)
+        return self.multi_modal_projector(shuffled.flatten(1, 2))
+
+
+class SmolVLMEncoder(torch.nn.Module):
+    """Pixels of tiles -> embeddings, as SmolVLM makes them of full tiles."""
+
+    def __init__(self, config: SmolVLMConfig):
+        super().__init__()
+        self.side = config.vision_config.image_size
+        self.vision_model = SmolVLMVisionTransformer(config.vision_config)
+        self.connector = SmolVLMConnector(config)
+        # where the patches of a full tile stand; the model works it out from a mask each time
+        seen: list[torch.Tensor] = []
+        embeddings = self.vision_model.embeddings
+        hook = embeddings.position_embedding.register_forward_pre_hook(
+            lambda _, given: seen.append(given[0]))
+        edge = self.side // config.vision_config.patch_size
+        embeddings(torch.zeros(1, 3, self.side, self.side),
+                   torch.ones(1, edge, edge, dtype=torch.bool))
+        hook.remove()
+        self.register_buffer('positions', seen[0], persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        embeddings = self.vision_model.embeddings
+        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        patches = patches + embeddings.position_embedding(self.positions)
+        patches = self.vision_model.encoder(patches, None).last_hidden_state
+        return self.connector(self.vision_model.post_layernorm(patches))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came out, as ``--json`` prints it."""
+
+    file: str
+    side: int
+    tokens: int
+    n_embd: int
+    bytes: int
+    difference: float
+    relative: float
+
+
+def load(folder: Path) -> torch.nn.Module:
+    """Build the encoder of a checkpoint and load its weights."""
+    settings = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    kind = settings.get('model_type')
+    if kind == 'internvl_chat':
+        config, rename = _from_opengvlab(settings), _rename_opengvlab
+        encoder: torch.nn.Module = InternVLEncoder(config)
+    elif kind == 'internvl':
+        config, rename = InternVLConfig.from_pretrained(folder), _rename_transformers
+        encoder = InternVLEncoder(config)
+    elif kind in ('smolvlm', 'idefics3'):
+        config, rename = SmolVLMConfig.from_pretrained(folder), _rename_transformers
+        encoder = SmolVLMEncoder(config)
+    else:
+        sys.exit(f'{folder}: model_type is {kind!r}; expected internvl, internvl_chat or smolvlm')
+    wanted = set(encoder.state_dict())
+    missing, _ = encoder.load_state_dict(_weights(folder, rename, wanted), strict=False)
+    if missing:
+        sys.exit(f'{folder}: {len(missing)} weights are missing, such as {missing[0]}')
+    return encoder.float().eval()
+
+
+def _from_opengvlab(settings: dict[str, Any]) -> InternVLConfig:
+    vision, text = settings['vision_config'], settings['llm_config']
+    side = settings.get('force_image_size') or vision['image_size']
+    if side != vision['image_size']:
+        sys.exit(f'force_image_size is {side}, and the vision tower reads {vision["image_size"]}')
+    same = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
+            'image_size', 'patch_size', 'hidden_act', 'layer_norm_eps', 'norm_type')
+    return InternVLConfig(
+        vision_config={key: vision[key] for key in same if key in vision} | {
+            'attention_bias': vision.get('qkv_bias', True),
+            'use_qk_norm': vision.get('qk_normalization', False)},
+        text_config={'model_type': 'qwen2', 'hidden_size': text['hidden_size']},
+        downsample_ratio=settings['downsample_ratio'])
+
+
+def _rename_opengvlab(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    for pattern, new in OPENGVLAB:
+        name = re.sub(pattern, new, name)
+    if '.qkv.' not in name:
+        return {name: values}
+    return {name.replace('qkv', f'{which}_proj'): part
+            for which, part in zip('qkv', values.chunk(3), strict=True)}
+
+
+def _rename_transformers(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    name = name.removeprefix('model.')
+    # names of the first conversions, which transformers still reads
+    name = name.replace('vision_tower.encoder.layers.', 'vision_tower.encoder.layer.')
+    return {name: values}
+
+
+def _weights(folder: Path, rename: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
+             wanted: set[str]) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob('*.safetensors'))
+    if not files:
+        sys.exit(f'{folder}: there is no *.safetensors file in it')
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        with safe_open(file, framework='pt') as tensors:
+            for name in tensors.keys():
+                if not name.startswith(('language_model', 'model.language_model', 'lm_head',
+                                        'model.text_model')):
+                    renamed = rename(name, tensors.get_tensor(name))
+                    found.update((k, v.float()) for k, v in renamed.items() if k in wanted)
+    return found
+
+
+def export(folder: Path, target: Path, int8: bool = False) -> Exported:
+    """
+    Write the encoder of a checkpoint as ONNX and compare it with torch.
+
+    :raises SystemExit: the checkpoint is of another kind, or the graph computes something else
+    """
+    import onnx
+    import onnxruntime
+
+    encoder = load(folder)
+    side = encoder.side
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # 1. the graph; two tiles to trace with, or the exporter takes one for a constant
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    program = torch.onnx.export(
+        encoder, (pixels,), dynamo=True, verbose=False, input_names=['pixel_values'],
+        output_names=['image_features'], dynamic_shapes=({0: torch.export.Dim('tiles')},))
+    graph = program.model_proto
+    graph.producer_name, graph.doc_string = 'hobot_vlm', 'vision encoder with its projector'
+    for node in graph.graph.node:           # where in the exporter's sources it came from
+        del node.metadata_props[:]
+        node.doc_string = ''
+    for value in [*graph.graph.value_info, *graph.graph.input, *graph.graph.output]:
+        del value.metadata_props[:]
+    onnx.save(graph, str(target))
+    onnx.checker.check_model(str(target))
+    # 2. eight bits
+    if int8:
+        from onnxruntime.quantization import quantize_dynamic, QuantType
+        quantize_dynamic(target, target, weight_type=QuantType.QUInt8,
+                         op_types_to_quantize=['MatMul', 'Gemm'], per_channel=False)
+    # 3. against torch, with another number of tiles
+    pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(str(target), providers=['CPUExecutionProvider'])
+    got = session.run(None, {'pixel_values': pixels.numpy()})[0]
+    with torch.no_grad():
+        expected = encoder(pixels).numpy()
+    difference = float(np.abs(got - expected).max())
+    relative = difference / float(np.abs(expected).max())
+    if got.shape != expected.shape or not relative < (TOLERANCE_INT8 if int8 else TOLERANCE):
+        sys.exit(f'{target} differs from torch by {difference:.3g} ({relative:.1%} of the largest '
+                 'embedding): the export is broken')
+    return Exported(str(target), side, got.shape[1], got.shape[2], target.stat().st_size,
+                    difference, relative)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument('checkpoint', type=Path, help='folder of a Hugging Face checkpoint')
+    parser.add_argument('target', type=Path, help='ONNX file to write')
+    parser.add_argument('--int8', action='store_true', help='store matrices in 8 bits')
+    parser.add_argument('--json', action='store_true', help='print one JSON object')
+    args = parser.parse_args()
+    made = export(args.checkpoint, args.target, args.int8)
+    if args.json:
+        print(json.dumps(vars(made)))
+        return
+    print(f'{made.file}: {made.bytes / 2**20:.1f} MiB, tiles of {made.side} x {made.side} pixels, '
+          f'{made.tokens} embeddings of width {made.n_embd} each')
+    print(f'largest difference from torch: {made.difference:.2e} '
+          f'({made.relative:.1e} of the largest embedding)')
+
+
+if __name__ == '__main__':
+    main()

@@ -23,7 +23,7 @@ from typing import Any, TYPE_CHECKING
 
 from . import __version__, catalogue
 from .config import Config
-from .errors import ConfigError, VlmError
+from .errors import BackendMissing, ConfigError, VlmError
 from .values import Reply
 from .video import is_video, read_frames
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
+
+#: what a ROS installation may lack, where pip has another name for it
+PIP_NAMES = {'llama_cpp': 'llama-cpp-python'}
 
 CHAT_HELP = """\
 /image FILE     show a picture or a video; the next question is about it
@@ -62,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except VlmError as exc:
         _complain(exc)
+        return EXIT_ERROR
+    except ModuleNotFoundError as exc:
+        name = (exc.name or '').split('.')[0]
+        if name == 'hobot_vlm':
+            raise
+        name = PIP_NAMES.get(name, name)
+        _complain(BackendMissing(f'{name} is not installed', f'run `pip install {name}`'))
         return EXIT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -6,6 +6,7 @@ What needs signals, pipes or a terminal runs in a process of its own; the rest i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import json
@@ -134,6 +135,18 @@ def test_listing_models_loads_no_runtime():
         [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert out.splitlines()[-1] == 'set()'
+
+
+def test_a_missing_library_is_named():
+    script = (
+        'import sys; sys.modules["llama_cpp"] = None; '
+        'from hobot_vlm.cli import main; sys.exit(main(["ask", "Hello"]))'
+    )
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        'vlm: llama-cpp-python is not installed; run `pip install llama-cpp-python`\n'
+    )
 
 
 class Terminal(io.StringIO):
@@ -294,9 +307,10 @@ def wait_for_answer(process):
     """Wait until the process watches for Ctrl-C, through a pair of sockets."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        open_files = [os.readlink(fd) for fd in Path(f'/proc/{process.pid}/fd').iterdir()]
-        if sum(name.startswith('socket:') for name in open_files) >= 2:
-            return
+        with contextlib.suppress(FileNotFoundError):  # a file that was closed meanwhile
+            open_files = [os.readlink(fd) for fd in Path(f'/proc/{process.pid}/fd').iterdir()]
+            if sum(name.startswith('socket:') for name in open_files) >= 2:
+                return
         time.sleep(0.02)
     raise AssertionError('the answer never began')
 

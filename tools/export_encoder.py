@@ -10,6 +10,8 @@ FOLDER holds config.json and the weights (*.safetensors), either in the layout o
 (InternVL3-1B-hf, SmolVLM2-500M-Video-Instruct) or as OpenGVLab publishes InternVL (InternVL3-1B).
 The language model in it is not loaded. ``--int8`` stores the matrices in 8 bits: a quarter of the
 size, faster on most CPUs, a little less exact.
+
+Needs torch, transformers, safetensors, onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ Make the small random models of the tests, and store what transformers answers w
 * ``test/data/parity_*``: the answers that transformers gives in float32,
 * ``build/test_models/``: the same InternVL and SmolVLM as Hugging Face checkpoints.
 
-``--check`` makes everything anew elsewhere and compares the answers with the stored ones.
+``--check`` leaves test/ alone, makes everything anew and compares the answers with those stored.
+
+Needs torch, transformers with num2words, tokenizers, gguf, onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations
@@ -127,14 +129,14 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=ROOT / 'test')
     parser.add_argument('--build', type=Path, default=ROOT / 'build' / 'test_models')
     parser.add_argument('--check', action='store_true',
-                        help='change nothing; compare with what is stored in --out')
+                        help='write only --build; compare the answers with those in --out')
     args = parser.parse_args()
     torch.set_num_threads(1)
     if not args.check:
         make(args.out, args.build)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        make(Path(scratch), Path(scratch) / 'build')
+        make(Path(scratch), args.build)
         wrong = compare(args.out, Path(scratch))
     if wrong:
         sys.exit('these differ from what is stored: ' + ', '.join(wrong))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 import sys
 from typing import Any
@@ -82,15 +81,17 @@ class PicturePlayer(Node):
         return paths
 
     def _tick(self) -> None:
-        if not self._loop and not self._publisher.get_subscription_count():
-            return
+        if not self._loop:
+            if not self._publisher.get_subscription_count():
+                return
+            # Each picture comes once, so the last must be there before it is replaced.
+            self._publisher.wait_for_all_acked(Duration(seconds=5))
         try:
             message = self._next()
         except VlmError as exc:
             self.done.set_exception(exc)
             return
         if message is None:
-            self._publisher.wait_for_all_acked(Duration(seconds=5))
             self.done.set_result(None)
             return
         message.header.stamp = self.get_clock().now().to_msg()
@@ -118,7 +119,6 @@ class PicturePlayer(Node):
         return None
 
 
-@lru_cache(maxsize=8)
 def to_message(path: Path) -> Image:
     """
     Read a picture as an rgb8 message without stamp.

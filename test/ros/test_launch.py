@@ -83,7 +83,7 @@ def ros_launch():
 
 
 @pytest.fixture
-def robot(tmp_path):
+def board(tmp_path):
     """Give a function that installs a stand-in for a package of a board."""
     before = dict(os.environ)
     for variable in ('CAM_TYPE', 'ASR_TYPE', 'TTS_TYPE', 'FASTDDS_BUILTIN_TRANSPORTS'):
@@ -160,8 +160,8 @@ def parameters_of(node, context):
     return values
 
 
-def test_each_argument_reaches_its_parameter(ros_launch, robot, tmp_path):
-    robot('hobot_vlm')
+def test_each_argument_reaches_its_parameter(ros_launch, board, tmp_path):
+    board('hobot_vlm')
     file = tmp_path / 'some.yaml'
     file.write_text('/**:\n  ros__parameters:\n    n_predict: 7\n    temperature: 0.5\n')
     nodes, context = visit(
@@ -198,8 +198,8 @@ def test_each_argument_reaches_its_parameter(ros_launch, robot, tmp_path):
     assert context.environment['FASTDDS_BUILTIN_TRANSPORTS'] == 'LARGE_DATA'
 
 
-def test_a_parameter_file_of_the_package_is_found_by_its_name(ros_launch, robot, tmp_path):
-    robot('hobot_vlm')
+def test_a_parameter_file_of_the_package_is_found_by_its_name(ros_launch, board, tmp_path):
+    board('hobot_vlm')
     file = tmp_path / 'share/hobot_vlm/config/some.yaml'
     file.parent.mkdir()
     file.write_text('/**:\n  ros__parameters:\n    n_predict: 7\n')
@@ -207,18 +207,18 @@ def test_a_parameter_file_of_the_package_is_found_by_its_name(ros_launch, robot,
     assert parameters_of(nodes['hobot_vlm'], context) == {'feed_type': 2, 'n_predict': 7}
 
 
-def test_a_camera_in_shared_memory(ros_launch, robot):
+def test_a_camera_in_shared_memory(ros_launch, board):
     mipi = ('mipi_image_width', 'mipi_image_height', 'mipi_io_method', 'mipi_video_device')
     web = ('websocket_image_topic', 'websocket_image_type', 'log_level')
     codec = ('codec_sub_topic', 'codec_pub_topic')
-    robot('hbm_img_msgs')
-    robot('hobot_vlm')
-    robot('hobot_shm', 'hobot_shm')
-    robot('mipi_cam', 'mipi_cam', *mipi)
-    robot('hobot_codec', 'hobot_codec_encode', *codec)
-    robot('websocket', 'websocket', *web)
-    robot('sensevoice_ros2')
-    robot('hobot_tts')
+    board('hbm_img_msgs')
+    board('hobot_vlm')
+    board('hobot_shm', 'hobot_shm')
+    board('mipi_cam', 'mipi_cam', *mipi)
+    board('hobot_codec', 'hobot_codec_encode', *codec)
+    board('websocket', 'websocket', *web)
+    board('sensevoice_ros2')
+    board('hobot_tts')
     os.environ['CAM_TYPE'] = 'mipi'
     nodes, context = visit(
         'vlm',
@@ -252,9 +252,9 @@ def test_a_camera_in_shared_memory(ros_launch, robot):
     }
 
 
-def test_a_usb_camera_hands_on_its_jpeg_pictures(ros_launch, robot):
-    robot('hobot_usb_cam', 'hobot_usb_cam', 'usb_video_device', 'usb_image_width')
-    robot('hobot_vlm')
+def test_a_usb_camera_hands_on_its_jpeg_pictures(ros_launch, board):
+    board('hobot_usb_cam', 'hobot_usb_cam', 'usb_video_device', 'usb_image_width')
+    board('hobot_vlm')
     nodes, context = visit('vlm', camera='usb', device='/dev/video8')
     assert context.told == {'usb_video_device': '/dev/video8', 'usb_image_width': '1920'}
     assert parameters_of(nodes['hobot_vlm'], context) == {
@@ -263,10 +263,10 @@ def test_a_usb_camera_hands_on_its_jpeg_pictures(ros_launch, robot):
     }
 
 
-def test_every_missing_package_is_named_before_anything_starts(ros_launch, robot):
+def test_every_missing_package_is_named_before_anything_starts(ros_launch, board):
     from hobot_vlm import BackendMissing
 
-    robot('hobot_shm', 'hobot_shm')
+    board('hobot_shm', 'hobot_shm')
     with pytest.raises(BackendMissing) as caught:
         visit('vlm', camera='mipi', asr='sensevoice', tts='cloud', web='true')
     assert str(caught.value) == (
@@ -279,15 +279,15 @@ def test_every_missing_package_is_named_before_anything_starts(ros_launch, robot
     )
 
 
-def test_the_old_names_choose_what_they_did(ros_launch, robot):
-    robot('hobot_vlm')
-    robot('hbm_img_msgs')
-    robot('hobot_shm', 'hobot_shm')
-    robot('mipi_cam', 'mipi_cam', 'mipi_video_device')
-    robot('hobot_codec', 'hobot_codec_encode')
-    robot('websocket', 'websocket')
-    robot('sensevoice_ros2')
-    robot('hobot_tts')
+def test_the_old_names_choose_what_they_did(ros_launch, board):
+    board('hobot_vlm')
+    board('hbm_img_msgs')
+    board('hobot_shm', 'hobot_shm')
+    board('mipi_cam', 'mipi_cam', 'mipi_video_device')
+    board('hobot_codec', 'hobot_codec_encode')
+    board('websocket', 'websocket')
+    board('sensevoice_ros2')
+    board('hobot_tts')
     nodes, context = visit('llama_vlm', llamacpp_vit_model_file_name='a.bin')
     assert set(nodes) == {'hobot_vlm', 'sensevoice_ros2', 'hobot_tts'}
     assert context.told == {'mipi_video_device': 'F37'}
@@ -314,10 +314,10 @@ def test_the_old_names_choose_what_they_did(ros_launch, robot):
         ({'llamacpp_model_type': '5'}, 'model_type is 5: expected one of -1, 0, 1'),
     ],
 )
-def test_a_wrong_value_is_refused_before_anything_starts(ros_launch, robot, arguments, message):
+def test_a_wrong_value_is_refused_before_anything_starts(ros_launch, board, arguments, message):
     from hobot_vlm import ConfigError
 
-    robot('hobot_vlm')
+    board('hobot_vlm')
     with pytest.raises(ConfigError, match=message):
         visit('vlm', **arguments)
 
@@ -338,9 +338,9 @@ sys.exit(service.run())
 
 
 @pytest.fixture
-def installed(robot, tmp_path):
+def installed(board, tmp_path):
     """Install this package as colcon does: executables in lib/hobot_vlm."""
-    robot('hobot_vlm')
+    board('hobot_vlm')
     for name, module in (('hobot_vlm', 'node'), ('play_images', 'play')):
         path = tmp_path / 'lib' / 'hobot_vlm' / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -350,7 +350,7 @@ def installed(robot, tmp_path):
         )
         path.chmod(0o755)
     os.environ['ROS_LOG_DIR'] = str(tmp_path / 'log')
-    os.environ['ROS_DOMAIN_ID'] = str(100 + os.getpid() % 100)
+    os.environ['ROS_DOMAIN_ID'] = str(os.getpid() % 100 + 1)
 
 
 def test_local_launch_answers_about_the_played_picture(ros_launch, installed, tmp_path):

@@ -116,7 +116,7 @@ def run(name: str, minutes: float, rate: float, weights: list[torch.nn.Parameter
          {'params': [p for p in weights if p.ndim <= 1], 'weight_decay': 0.0}],
         lr=rate, betas=(0.9, 0.98))
     began, saved, step, sums = time.time(), time.time(), 0, np.zeros(2)
-    while (done := (time.time() - began) / 60 / minutes) < 1:
+    while (done := (time.time() - began) / 60 / max(minutes, 1e-9)) < 1:
         now = rate * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * done))
         for group in optimizer.param_groups:
             group['lr'] = max(now, 0.01 * rate)
@@ -167,28 +167,29 @@ def main() -> None:
         torch.save({'shape': shape.asdict(), 'weights': model.state_dict()}, part)
         part.rename(args.out / 'weights.pt')
 
-    # 1. the tower
+    # both helpers start before any arithmetic: a process forked after it inherits locked threads
     looking = Endless(lambda rng: [pictures_of(
-        shape, rng, [scenes.sample(rng) for _ in range(args.batch)])], args.seed)
+        shape, rng, [scenes.sample(rng) for _ in range(args.batch)])], args.seed).batches()
+    rng = np.random.default_rng(args.seed + 1)
+    pool = [scenes.sample(rng) for _ in range(args.pool)]
+    sequences = data.Sequences(tokenizer, shape.tokens, pool)
+    asking = Endless(lambda rng: conversations(sequences, rng, args.batch, args.turns),
+                     args.seed + 2).batches()
+    # 1. the tower
     run('tower', args.tower_minutes, args.tower_rate,
-        [*model.vision.parameters(), *model.cell_head.parameters()], looking.batches(),
+        [*model.vision.parameters(), *model.cell_head.parameters()], looking,
         lambda batch: cell_loss(model, batch), save)
     # 2. the decoder
     model.eval()
-    rng = np.random.default_rng(args.seed + 1)
-    pool = [scenes.sample(rng) for _ in range(args.pool)]
     kept = torch.empty(args.pool, shape.grid**2, shape.width, dtype=torch.bfloat16)
     with torch.no_grad():
         for start in range(0, args.pool, 64):
             drawn = pictures_of(shape, rng, pool[start:start + 64])
             kept[start:start + 64] = model.vision.cells(normalised(drawn['pixels']))
     print(f'{args.pool} scenes seen', flush=True)
-    sequences = data.Sequences(tokenizer, shape.tokens, pool)
-    asking = Endless(lambda rng: conversations(sequences, rng, args.batch, args.turns),
-                     args.seed + 2)
     run('decoder', args.decoder_minutes, args.decoder_rate,
         [*model.vision.projector.parameters(), model.vision.where, *model.decoder.parameters()],
-        asking.batches(), lambda batch: answer_loss(model, batch, kept), save)
+        asking, lambda batch: answer_loss(model, batch, kept), save)
 
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ setup(
         ]
     },
     install_requires=[
-        'huggingface_hub>=0.23',
+        'huggingface_hub>=0.26',
         'jinja2>=3.0',
         'llama-cpp-python>=0.3.36',  # compiled from source; tested with 0.3.36
         'numpy>=1.21',

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, TYPE_CHECKING
 
 from .errors import (BackendMissing, ConfigError, DownloadError, GrammarError, InferenceError,
-                     ModelFileError, ModelMismatch, PictureError, PromptTooLong, VlmError)
+                     ModelFileError, ModelMismatch, PictureError, PromptTooLong, StateError,
+                     VlmError)
 from .values import Box, Reply, TextChunk, Timings
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __version__ = '0.1.0'
 __all__ = [
     'Answer', 'BackendMissing', 'Box', 'ConfigError', 'Conversation', 'DownloadError',
     'GrammarError', 'InferenceError', 'ModelFileError', 'ModelMismatch', 'PictureError',
-    'PromptTooLong', 'Reply', 'TextChunk', 'Timings', 'VLM', 'VlmError',
+    'PromptTooLong', 'Reply', 'StateError', 'TextChunk', 'Timings', 'VLM', 'VlmError',
 ]
 
 

@@ -23,16 +23,16 @@ import weakref
 
 import numpy as np
 
-from . import catalogue
+from . import catalogue, saved
 from .config import Config
 from .encoders import EncoderOptions, open_encoder, VisionEncoder
-from .errors import ConfigError, ModelMismatch, PictureError, PromptTooLong
+from .errors import ConfigError, ModelMismatch, PictureError, PromptTooLong, StateError
 from .families import detect, Family
 from .image import load_rgb
 from .llama.model import Decoder, MAX_SEQUENCES
 from .llama.sampling import Sampler
-from .llama.session import Cache, flatten, Prompt
-from .prompt import CHATML, ChatTemplate, ends_in_thought, Part, PLAIN
+from .llama.session import Cache, flatten, Prompt, Session
+from .prompt import CHATML, ChatTemplate, ends_in_thought, Part, PLAIN, Turn
 from .text import AnswerText, StopTexts, Utf8Stream
 from .values import ImageEmbedding, Images, ImageSource, Reply, Span, TextChunk, Timings, Tokens
 
@@ -71,15 +71,6 @@ class Request:
     logit_bias: Mapping[int, float] | None = None
     logprobs: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Turn:
-    """A question as it stands in the prompt, and the tokens that answered it."""
-
-    user: list[Part]
-    pictures: list[Part]
-    answer: Tokens = Tokens(())
 
 
 class _Lane:
@@ -128,7 +119,7 @@ class _Lane:
         if self.prompt.cells:
             return
         assert self._shown is not None and self._chat is not None
-        self._turn = _Turn(*self._vlm.user_parts(self.request, self._shown))
+        self._turn = Turn(*self._vlm.user_parts(self.request, self._shown))
         spans, self.prompt = self._chat.lay_out(self._turn, self.config)
         self._prompt_tokens, self._image_tokens = len(self.prompt.cells), self.prompt.image_tokens
         self._thinking = ends_in_thought(spans)
@@ -279,6 +270,7 @@ class VLM:
         self._unfinished = threading.local()    # .answer: this thread's newest, weakly
         self.encoder: VisionEncoder | None = None
         self.family: Family | None = None
+        self._encoder_path: Path | None = None
         files = catalogue.resolve(config)
         unset = {f.name for f in fields(Config) if getattr(config, f.name) == f.default}
         self.config = replace(config, **{k: v for k, v in files.options.items() if k in unset})
@@ -314,6 +306,7 @@ class VLM:
             self.encoder = open_encoder(encoder, EncoderOptions(
                 config.encoder_threads, config.bpu_priority, config.cores()))
             self._on_close.callback(self.encoder.close)
+            self._encoder_path = encoder
             self.decoder.check_embedding_width(self.encoder.n_embd, encoder)
             self.family = detect(self.decoder.controls, config.model_type, decoder)
         # the family's template, or the file's own, or the plainest that fits
@@ -374,6 +367,34 @@ class VLM:
         :param overflow: when the context is full: ``drop_oldest`` turns, or ``refuse``
         """
         return Conversation(self, system_prompt, overflow)
+
+    def restore(self, path: str | Path) -> Conversation:
+        """
+        Go on with a conversation that :meth:`Conversation.save` wrote.
+
+        Nothing is decoded: the next question costs what it would have cost there.
+
+        :raises StateError: the file cannot be read, is damaged or does not fit ``n_ctx``
+        :raises ModelMismatch: it was saved with another model
+        """
+        path = Path(path)
+        state = saved.read(path, self.identity(), self.decoder)
+        chat = Conversation(self, state.system_prompt, state.overflow)
+        chat._turns = state.turns
+        with self._encoding:
+            self._embeddings.update((p.key, p) for p in state.pictures())
+        self.take_over(None)
+        with self._decoding:
+            if state.cells and not self.cache.restore(chat, state.cells, bytes(state.kv)):
+                raise StateError(
+                    f'llama.cpp does not take the {len(state.cells)} cells in {path}: they need '
+                    f'n_ctx of as much (it is {self.decoder.n_ctx}) and the flash_attention that '
+                    'they were saved with; otherwise they are damaged: save the conversation anew')
+        return chat
+
+    def identity(self) -> saved.Identity:
+        """Describe the model, so that a saved conversation finds it again."""
+        return saved.identity(self.decoder.path, self._encoder_path, self.config)
 
     def cancel(self) -> None:
         """Stop the answer that was asked for first, within one token."""
@@ -581,7 +602,7 @@ class Conversation:
         self._vlm = vlm
         self._system_prompt = system_prompt
         self._overflow = overflow
-        self._turns: list[_Turn] = []
+        self._turns: list[Turn] = []
         self._owner = owner
 
     @property
@@ -596,6 +617,44 @@ class Conversation:
     def stream(self, prompt: str, images: Images = None, **more: Any) -> Answer:
         """Ask the next question; as :meth:`VLM.stream`."""
         return Answer(self._vlm, _Lane(self._vlm, self, request(prompt, images, **more)))
+
+    def prefill(self) -> None:
+        """Decode now what any next question begins with: the system prompt, or the history."""
+        self._vlm.take_over(None)
+        with self._vlm._decoding:
+            self._prefill()
+
+    def _prefill(self) -> Session:
+        """Have a session with exactly what any next question begins with."""
+        cache, config = self._vlm.cache, self.config_of(Request(''))
+        one, other = (flatten(cache.decoder, self._spans(Turn([text], []), config))
+                      for text in ('a', '1'))
+        same = next(i for i, (a, b) in enumerate(zip(one.cells, other.cells)) if a != b)
+        if same > cache.decoder.n_ctx:
+            same = 0                        # the oldest turns leave with the next question
+        start = Prompt(one.cells[:same], [p for p in one.pictures if p[0] < same])
+        session = cache.session(self.owner, start)
+        if session.cells[:same] == start.cells:
+            session.rewind(same)
+        while session.cells != start.cells:
+            self._vlm.decoder.allow()       # whoever else is cancelled notices for itself
+            session.prefill(start, lambda: False)
+        return session
+
+    def save(self, path: str | Path) -> None:
+        """
+        Write the conversation to a file, with its pictures and its cells of the KV cache.
+
+        Before the first turn that is the system prompt, decoded. :meth:`VLM.restore` reads it.
+
+        :raises StateError: it cannot be written
+        """
+        self._vlm.take_over(None)
+        with self._vlm._decoding:
+            session = self._prefill()
+            saved.write(Path(path), saved.Saved(
+                self._system_prompt, self._overflow, self._turns, session.cells,
+                session.state() if session.cells else b''), self._vlm.identity())
 
     def reset(self) -> None:
         """Forget all turns."""
@@ -622,25 +681,31 @@ class Conversation:
             config = replace(config, temperature=0.6)       # as InternVL3.5's makers advise
         return config
 
-    def lay_out(self, turn: _Turn, config: Config) -> tuple[list[Span], Prompt]:
+    def lay_out(self, turn: Turn, config: Config) -> tuple[list[Span], Prompt]:
         """Put the new turn after the earlier ones, which may have to leave."""
-        template, decoder = self._vlm.template, self._vlm.decoder
+        decoder = self._vlm.decoder
         room = decoder.n_ctx - min(config.n_predict, decoder.n_ctx // 4)
         while True:
-            spans: list[Span] = []
-            for earlier in [*self._turns, turn]:
-                spans += (template.following(earlier.user) if spans else
-                          template.opening(self._vlm.system_text(config), earlier.user))
-                spans.append(earlier.answer)
+            spans = self._spans(turn, config)
             prompt = flatten(decoder, spans)
             if not self._turns or self._overflow == 'refuse' or len(prompt.cells) <= room:
                 break
             self._drop_oldest(turn)
         if len(prompt.cells) > decoder.n_ctx:
             raise PromptTooLong(len(prompt.cells), decoder.n_ctx)
-        return spans[:-1], prompt
+        return spans, prompt
 
-    def _drop_oldest(self, newest: _Turn) -> None:
+    def _spans(self, turn: Turn, config: Config) -> list[Span]:
+        """Lay out the earlier turns and a new one, up to where its answer begins."""
+        template = self._vlm.template
+        spans: list[Span] = []
+        for earlier in [*self._turns, turn]:
+            spans += (template.following(earlier.user) if spans else
+                      template.opening(self._vlm.system_text(config), earlier.user))
+            spans.append(earlier.answer)
+        return spans[:-1]
+
+    def _drop_oldest(self, newest: Turn) -> None:
         """Forget the oldest turn; the newest picture stays."""
         gone = self._turns.pop(0)
         rest = [*self._turns, newest]
@@ -648,7 +713,7 @@ class Conversation:
             rest[0].user[:0] = gone.pictures
             rest[0].pictures = gone.pictures
 
-    def remember(self, turn: _Turn) -> None:
+    def remember(self, turn: Turn) -> None:
         """Add a turn to the history; its answer is filled in when it is known."""
         self._turns.append(turn)
 

@@ -7,6 +7,7 @@ VlmError
 ├── ModelMismatch      files that do not belong together, or to no known family
 ├── BackendMissing     a library or a chip that this machine does not have
 ├── DownloadError      a model that could not be fetched
+├── StateError         a saved conversation that cannot be written or read
 ├── PictureError       a picture or image message that cannot be read
 ├── PromptTooLong      a prompt that does not fit the context
 ├── GrammarError       a grammar, schema or option of an answer that cannot be used
@@ -52,6 +53,10 @@ class BackendMissing(VlmError):
 
 class DownloadError(VlmError):
     """A model that could not be fetched."""
+
+
+class StateError(VlmError):
+    """A saved conversation that cannot be written or read."""
 
 
 class PictureError(VlmError):

@@ -77,7 +77,6 @@ class MmprojEncoder(VisionEncoder):
             params.print_timings = False
             params.warmup = False
             params.n_threads = options.threads or usable_cores()
-            params.flash_attn_type = 0      # it rounds keys and values to float16
             if self._positions:
                 params.cb_eval = self._positions.callback
             self._context = mtmd.mtmd_init_from_file(os.fsencode(self.path), vocabulary, params)

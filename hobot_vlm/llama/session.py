@@ -10,6 +10,7 @@ same numbers: neither family uses M-RoPE.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import ctypes
 from dataclasses import dataclass, field
 import weakref
 
@@ -168,6 +169,29 @@ class Session:
             cells = 0
         del self.cells[cells:]
 
+    def state(self) -> memoryview:
+        """Give all cells as llama.cpp writes them."""
+        context = self._decoder.context
+        size = lib.llama_state_seq_get_size(context, self.seq)
+        data = (ctypes.c_uint8 * size)()
+        if lib.llama_state_seq_get_data(context, data, size, self.seq) != size:
+            raise InferenceError(f'llama.cpp cannot save a sequence of {len(self.cells)} cells')
+        return memoryview(data)
+
+    def take(self, cells: list[int], state: bytes) -> bool:
+        """Hold the cells that ``state`` wrote; False if llama.cpp does not take them."""
+        self.rewind(0)
+        data = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
+        size = lib.llama_state_seq_set_data(self._decoder.context, data, len(state), self.seq)
+        memory = self._decoder.memory
+        first_and_last = (lib.llama_memory_seq_pos_min(memory, self.seq),
+                          lib.llama_memory_seq_pos_max(memory, self.seq))
+        if size != len(state) or first_and_last != (0, len(cells) - 1):
+            self.rewind(0)
+            return False
+        self.cells = list(cells)
+        return True
+
 
 class Cache:
     """
@@ -209,6 +233,20 @@ class Cache:
             lib.llama_memory_seq_cp(self.decoder.memory, best.seq, chosen.seq, 0, shared)
             chosen.cells = prompt.cells[:shared]
         return chosen
+
+    def restore(self, owner: object, cells: list[int], state: bytes) -> bool:
+        """
+        Give an owner the cells that ``Session.state`` wrote.
+
+        :return: False if llama.cpp does not take them: they are damaged or do not fit
+        """
+        session = self.session(owner, Prompt())
+        others = [s for s in self._sessions if s.cells and s is not session]
+        while not session.take(cells, state):
+            if not others:
+                return False
+            others.pop(0).rewind(0)         # the one that was used longest ago
+        return True
 
     def run(self, run: Callable[[], Outcome], users: set[Session]) -> bool:
         """

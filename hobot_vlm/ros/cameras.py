@@ -16,6 +16,11 @@ from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolic
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:                 # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
 from ..config import NodeConfig
 from ..errors import BackendMissing
 from .parameters import topics_of
@@ -80,7 +85,9 @@ class Camera:
         return self._node.create_subscription(
             self._kind, self.topic, self._received,
             QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=wish),
-            qos_overriding_options=QoSOverridingOptions(kinds), raw=True)
+            qos_overriding_options=QoSOverridingOptions(kinds), raw=True,
+            # rclpy warns of publishers that do not fit; with auto they will in a moment
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=not self._auto))
 
     def _received(self, data: bytes) -> None:
         self._on_picture(self._number, self.topic, data)

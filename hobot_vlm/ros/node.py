@@ -84,20 +84,24 @@ class VlmNode(LifecycleNode):
         self._log_handler = RosHandler(self)
         logging.getLogger(NAME).addHandler(self._log_handler)
         logging.getLogger(NAME).setLevel(logging.DEBUG)     # what is shown is for ROS to say
-        self.config = parameters.declare(self)
-        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self.statistics = Statistics()
         self.vlm: VLM | None = None
+        self._phase = 'unconfigured'
         self._inbox = Inbox()
         self._outputs: Outputs | None = None
         self._worker: Worker | None = None
         self._picture: Pixels | None = None
-        self._cameras: list[Camera] = []
         self._picture_type: Any = None
+        self._cameras: list[Camera] = []
+        self._match: Timer | None = None
         self._prompts: Subscription | None = None
         self._triggers: list[Service] = []
-        self._match: Timer | None = None
-        self._phase = 'unconfigured'
-        self.statistics = Statistics()
+        try:
+            self.config = parameters.declare(self)
+        except VlmError:
+            self.destroy_node()
+            raise
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self._diagnostics = Diagnostics(self, self.statistics, self._state, self._values)
 
     # -- lifecycle ---------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 import random
-import warnings
 
 # before rclpy starts: a domain that nobody else is on, and transports that carry big pictures
 os.environ['ROS_DOMAIN_ID'] = str(random.randrange(1, 100))
@@ -15,17 +14,16 @@ os.environ['RCUTILS_COLORIZED_OUTPUT'] = '0'
 
 import pytest
 
-with warnings.catch_warnings():
-    # what rclpy imports at its first use has warnings of its own
-    warnings.simplefilter('ignore')
-    import rosidl_generator_py  # noqa: F401
-
 from .robot import NodeProcess, Robot
 
 MODELS = Path(__file__).parents[1] / 'models'
 SAMPLE = Path(__file__).parents[2] / 'hobot_vlm' / 'demo' / 'sample.png'
 
-pytestmark = pytest.mark.timeout(60)
+
+def pytest_configure(config):
+    """Let pass what rclpy and what it imports say of themselves."""
+    for message in ("module 'sre_", 'Deprecated in favor of'):
+        config.addinivalue_line('filterwarnings', f'ignore:{message}:DeprecationWarning')
 
 
 @pytest.fixture(scope='session')

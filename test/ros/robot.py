@@ -49,7 +49,8 @@ class NodeProcess:
 
     def __init__(self, log: Path, parameters, env=None):
         command = [sys.executable, '-m', 'hobot_vlm.ros.node', '--ros-args']
-        for name, value in parameters.items():
+        # threads that wait for each other are slow on a machine that does other things too
+        for name, value in ({'llm_threads': 1, 'encoder_threads': 1} | parameters).items():
             command += ['-p', f'{name}:={spelled(value)}']
         self._out, self._err = log.with_suffix('.out'), log.with_suffix('.err')
         with open(self._out, 'w') as out, open(self._err, 'w') as err:
@@ -166,6 +167,16 @@ class Robot:
         """Give the node's latest status."""
         arrays = self.heard['/diagnostics']
         return arrays[-1].status[0] if arrays else None
+
+    def settle(self):
+        """Wait until every answer has been heard on every topic, and forget them."""
+        self.wait('as many results as answers', lambda: (
+            len(self.heard['/hobot_vlm/result'])
+            == sum(not reply['error'] for reply in self.replies())))
+        self.wait('speech of every answer', lambda: (
+            ''.join(self.heard['/tts_text']) == ''.join(self.heard['/hobot_vlm/result'])))
+        with self._changed:
+            self.heard.clear()
 
     def clear(self):
         """Forget what was heard."""

@@ -16,7 +16,7 @@ QUESTION = 'Describe the picture.'
 PLAIN = str(MODELS / 'plain' / 'decoder.gguf')
 
 #: a decoder with random weights goes on until its context is full, which takes seconds
-ENDLESS = {'feed_type': 2, 'llm_model_name': PLAIN, 'n_predict': 100000, 'llm_threads': 1}
+ENDLESS = {'feed_type': 2, 'llm_model_name': PLAIN, 'n_predict': 100000}
 
 
 @pytest.fixture(scope='module')

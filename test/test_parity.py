@@ -1,0 +1,139 @@
+"""
+The same answers as transformers gives with the same weights.
+
+The expected values were stored by ``tools/make_test_models.py``, which made the models too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import json
+from pathlib import Path
+
+from hobot_vlm import VLM
+from hobot_vlm.engine import _Lane, Conversation, request
+from hobot_vlm.llama.model import Decoder
+from hobot_vlm.llama.session import Cache, Prompt
+from hobot_vlm.values import Picture
+import numpy as np
+import pytest
+
+from conftest import MODELS
+from pictures import picture
+
+DATA = Path(__file__).parent / 'data'
+CASES = json.loads((DATA / 'parity_vlm.json').read_text('utf-8'))['cases']
+LOGITS = np.load(DATA / 'parity_vlm.npz')
+DECODER = np.load(DATA / 'parity_decoder.npz')
+#: what the processors write in place of each embedding
+PLACEHOLDER = {'internvl': '<IMG_CONTEXT>', 'smolvlm': '<image>'}
+
+
+def relative(got, expected):
+    """Give the largest difference as a share of the largest expected value."""
+    return np.abs(got - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize('name', ['plain', 'internvl', 'smolvlm'])
+def test_embeddings_between_tokens(name):
+    """A Llama (plain, smolvlm) and a Qwen2 (internvl) read [text, embeddings, text]."""
+    case = {key: DECODER[f'{name}/{key}'] for key in
+            ('before', 'embeddings', 'after', 'logits', 'greedy')}
+    n = len(case['before'])
+    cells = [*case['before'].tolist(), *(-1 - i for i in range(len(case['embeddings']))),
+             *case['after'].tolist()]
+    prompt = Prompt(cells, [(n, np.ascontiguousarray(case['embeddings'], np.float32))])
+    decoder = Decoder(MODELS / name / 'decoder.gguf', n_ctx=128, threads=1)
+    cache = Cache(decoder)
+    session = cache.session(cache, prompt)
+    assert session.prefill(prompt, lambda: False)
+    assert relative(decoder.logits(), case['logits']) < 5e-3
+    tokens = []
+    for _ in case['greedy']:
+        tokens.append(int(decoder.logits().argmax()))
+        assert cache.step([(session, tokens[-1])])
+    assert tokens == case['greedy'].tolist()
+    decoder.close()
+
+
+@pytest.fixture(scope='module', params=['onnx', 'mmproj'])
+def models(request) -> Iterator[dict[str, VLM]]:
+    """Load both families, with either encoder."""
+    encoder = {'onnx': 'vision.onnx', 'mmproj': 'mmproj.gguf'}[request.param]
+    opened = {family: VLM.load(model_file_name=MODELS / family / encoder,
+                               llm_model_name=MODELS / family / 'decoder.gguf', llm_threads=1,
+                               encoder_threads=1, n_ctx=1024)
+              for family in ('internvl', 'smolvlm')}
+    yield opened
+    for vlm in opened.values():
+        vlm.close()
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_prompt_logits_and_tokens(models, name):
+    case, family = CASES[name], name.split('/')[0]
+    vlm = models[family]
+    options = {'max_tiles': case['max_tiles']}
+    if case['system_prompt']:
+        options['system_prompt'] = case['system_prompt']
+    shown = [picture(*spec) for spec in case['pictures']]
+    # 1. the prompt, token by token
+    chat = Conversation(vlm, overflow='refuse', owner=vlm)
+    lane = _Lane(vlm, chat, request(case['question'], shown, n_predict=32, **options))
+    lane.look()
+    lane.lay_out()
+    placeholder = vlm.decoder.controls[PLACEHOLDER[family]]
+    assert [placeholder if cell < 0 else cell for cell in lane.prompt.cells] == case['ids']
+    assert lane.prompt.image_tokens == case['ids'].count(placeholder)
+    # 2. the first step
+    session = vlm.cache.session(vlm, lane.prompt)
+    session.rewind(0)
+    assert session.prefill(lane.prompt, lambda: False)
+    assert relative(vlm.decoder.logits(), LOGITS[name]) < 1e-2
+    # 3. the answer
+    stream = vlm.stream(case['question'], shown, n_predict=32, **options)
+    stream.finish()
+    assert stream._lane.tokens == case['greedy'][:len(stream._lane.tokens)]
+    assert len(stream._lane.tokens) == 32 or stream.reply.finish_reason == 'stop'
+
+
+@pytest.mark.parametrize('model_type', [0, 1])
+def test_a_family_that_does_not_fit_is_refused(model_type):
+    from hobot_vlm import ModelMismatch
+
+    family = ('smolvlm', 'internvl')[model_type]
+    with pytest.raises(ModelMismatch, match='Looked for'):
+        VLM.load(model_file_name=MODELS / family / 'vision.onnx',
+                 llm_model_name=MODELS / family / 'decoder.gguf', model_type=model_type)
+
+
+def test_a_language_model_without_marks_reads_no_pictures():
+    from hobot_vlm import ModelMismatch
+
+    with pytest.raises(ModelMismatch, match='internvl.*smolvlm'):
+        VLM.load(model_file_name=MODELS / 'internvl' / 'vision.onnx',
+                 llm_model_name=MODELS / 'plain' / 'decoder.gguf')
+    with VLM.load(llm_model_name=MODELS / 'plain' / 'decoder.gguf') as vlm:
+        with pytest.raises(ModelMismatch, match='reads no pictures'):
+            vlm.ask('Describe the picture.', picture(20, 20, 0))
+        chat = vlm.conversation()
+        first = chat.ask('Hello', n_predict=8)
+        second = chat.ask('And now?', n_predict=8)
+        assert second.reused_tokens >= first.prompt_tokens
+
+
+def test_an_encoder_of_another_width_is_refused():
+    from hobot_vlm import ModelMismatch
+
+    with pytest.raises(ModelMismatch, match='width'):
+        VLM.load(model_file_name=MODELS.parents[1] / 'hobot_vlm' / 'demo' / 'vision.onnx',
+                 llm_model_name=MODELS / 'smolvlm' / 'decoder.gguf')
+
+
+def test_pictures_of_a_grid_stand_row_by_row(models):
+    """The embeddings of tiles are the rows that their markers name."""
+    vlm = models['smolvlm']
+    (embedding,), _, _ = vlm.embed([picture(200, 150, 340)], vlm.config)
+    spans = vlm.family.show([embedding], [], vlm.decoder.controls)[0]
+    tiles = [s.tile for s in spans if isinstance(s, Picture)]
+    assert tiles == list(range(embedding.rows * embedding.columns + 1))

@@ -1,0 +1,126 @@
+"""
+Write the tables of parameters in README.md and README_cn.md: ``python tools/make_tables.py``.
+
+English comes from the fields of ``NodeConfig``; the Chinese words for them stand here. A test runs
+this and compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from hobot_vlm.config import Config, NodeConfig
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = '<!-- parameters -->', '<!-- /parameters -->'
+
+CHINESE = {
+    'model': '模型目录中的名称（见 `vlm models`）；直接给出文件名时以文件名为准',
+    'model_file_name': '视觉编码器：.onnx、.bin、.hbm 或 mmproj .gguf',
+    'llm_model_name': '语言模型：llama.cpp 的 .gguf 文件',
+    'model_type': '模型系列：0 为 InternVL，1 为 SmolVLM，-1 根据文件自动判断',
+    'auto_download': '本机没有目录中的模型时自动下载',
+    'system_prompt': '系统提示词：文本，或文本文件的路径；留空则用模型系列自带的',
+    'thinking': '让 InternVL3.5 先思考再回答；思考过程不进入语音和结果',
+    'fit': '图片如何填入图块；留空则与模型训练时一致',
+    'max_tiles': '每张图片最多切成几块，缩略图不计；0 表示按模型原有的设置',
+    'n_ctx': 'KV 缓存的单元数（上下文长度）',
+    'n_predict': '一次回答最多生成的 token 数',
+    'n_batch': '读取提示词时一次最多解码的 token 数',
+    'n_gpu_layers': '放到 GPU 上的语言模型层数；-1 表示全部',
+    'llm_threads': '语言模型的线程数；0 表示每核一个',
+    'encoder_threads': 'CPU 编码器的线程数；0 表示每核一个',
+    'bpu_priority': 'BPU 编码器的调度优先级',
+    'bpu_cores': '编码器使用的 BPU 核，如 0 或 0,1；留空不限',
+    'temperature': '回答的随机程度；0 表示总取最可能的 token',
+    'top_k': '只在最可能的 k 个 token 中选；0 表示不限',
+    'top_p': '只在累计概率达到此值的最可能 token 中选',
+    'min_p': '舍去概率低于最可能 token 的此比例的 token',
+    'repeat_penalty': '对重复 token 的惩罚；1 表示不惩罚',
+    'seed': '随机选择的种子；-1 表示每次不同',
+    'grammar': '每个回答都要遵守的 GBNF 语法：文本，或文件路径',
+    'json_schema': '每个回答都要遵守的 JSON Schema：文本，或文件路径',
+    'lora': '语言模型的 LoRA 适配器：.gguf',
+    'lora_scale': 'LoRA 适配器的强度',
+    'cache_type': 'KV 缓存的数值格式',
+    'flash_attention': '融合注意力；量化的 KV 缓存需要它',
+    'mmap': '把语言模型映射到内存，而不是整个读入',
+    'warm_up': '启动时先空跑一次，使第一个回答不至于更慢',
+    'feed_type': '0 本地图片，1 订阅图片和提示词，2 只订阅提示词（无图片）',
+    'image': 'feed_type 为 0 时读取的图片；留空则用自带的示例图',
+    'image_type': '本地图片的类型；0 表示图片文件',
+    'is_shared_mem_sub': '1 表示在 /hbmem_img 上订阅 hbm_img_msgs',
+    'user_prompt': 'feed_type 为 0 或 trigger 为 image 时的问题',
+    'cute_words': '用 ; 分隔的短语，回答之前随机说一句',
+    'pre_infer': '1 听到“你好”就先编码最新的图片，2 总是在提示词到来之前编码',
+    'ai_msg_pub_topic_name': 'ai_msgs/PerceptionTargets 的话题',
+    'text_msg_pub_topic_name': '逐句发布回答的话题',
+    'result_pub_topic_name': '发布完整回答的话题',
+    'ros_img_sub_topic_name': '图片的话题；多个话题用 , 分隔',
+    'ros_string_sub_topic_name': '提示词的话题',
+    'image_transport': '图片消息的种类',
+    'image_qos': '订阅图片的可靠性；auto 跟随所有发布者所提供的',
+    'trigger': '由什么引发回答：提示词，或每张图片配 user_prompt',
+    'max_rate': 'trigger 为 image 时每秒最多回答几次；0 表示来多少答多少',
+    'skip_similar': 'trigger 为 image 时跳过与上次回答过的相似的图片',
+    'max_image_age': '图片超过多少秒就算太旧；0 表示不限',
+    'old_images': '图片比 max_image_age 更旧时：回答并警告，或拒绝回答',
+    'parser_mode': '0 文本，1 每个提示词是要找的东西，并发布其检测框',
+    'stay_alive': 'feed_type 为 0 时，回答之后继续运行',
+    'autostart': '启动时自动完成 configure 和 activate',
+}
+
+
+def shown(value: Any) -> str:
+    """Write a value as a command line takes it."""
+    if value == '':
+        return ''
+    return f'`{str(value).lower() if isinstance(value, bool) else value}`'
+
+
+def values_of(item: Field[Any], chinese: bool) -> str:
+    """Say which values an option may have."""
+    meta = item.metadata
+    if meta['choices']:
+        return ', '.join(shown(choice) for choice in meta['choices'] if choice != '')
+    if meta['low'] is not None:
+        return f'{meta["low"]:g} … {meta["high"]:.10g}'
+    if isinstance(item.default, bool):
+        return '`true`, `false`'
+    return '文本' if chinese else 'text'
+
+
+def table(chinese: bool) -> str:
+    """Make the whole table in one language."""
+    head = ('参数', '默认值', '取值', '可动态修改', '含义') if chinese else (
+        'parameter', 'default', 'values', 'live', 'what it does')
+    rows = [head, ('---',) * len(head)]
+    of_engine = {item.name for item in fields(Config)}
+    for item in fields(NodeConfig):
+        name = f'`{item.name}`' + ('' if item.name in of_engine else ' *')
+        about = CHINESE[item.name] if chinese else item.metadata['doc']
+        rows.append((name, shown(item.default), values_of(item, chinese),
+                     '✓' if item.metadata['live'] else '', about))
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+
+
+def with_table(text: str, chinese: bool) -> str:
+    """Put the table between the marks of a README."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f'expected {BEGIN} and {END}')
+    return f'{before}{BEGIN}\n\n{table(chinese)}\n\n{END}{after}'
+
+
+def main() -> None:
+    """Write both tables."""
+    for name, chinese in (('README.md', False), ('README_cn.md', True)):
+        path = ROOT / name
+        path.write_text(with_table(path.read_text(encoding='utf-8'), chinese), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 import json
 import os
 from pathlib import Path
@@ -92,7 +93,7 @@ def bench_pictures(report: Report, runs: int) -> None:
             ('InternVL, 12 tiles at most, ms', 'internvl', 448, 12),
             ('SmolVLM, 12 tiles and the global picture, ms', 'smolvlm', 512, 0)):
         made = family(key)
-        report.add(section, name, timed(lambda: made.tiles(picture, side, most), runs))
+        report.add(section, name, timed(partial(made.tiles, picture, side, most), runs))
 
 
 class InsideLlama:

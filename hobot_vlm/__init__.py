@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Any, TYPE_CHECKING
 
-from .errors import (BackendMissing, ConfigError, DownloadError, GrammarError, InferenceError,
-                     ModelFileError, ModelMismatch, PictureError, PromptTooLong, StateError,
-                     VlmError)
+from .errors import (
+    BackendMissing,
+    ConfigError,
+    DownloadError,
+    GrammarError,
+    InferenceError,
+    ModelFileError,
+    ModelMismatch,
+    PictureError,
+    PromptTooLong,
+    StateError,
+    VlmError,
+)
 from .values import Box, Reply, TextChunk, Timings
 
 if TYPE_CHECKING:

@@ -119,8 +119,8 @@ class _Lane:
         if self.prompt.cells:
             return
         assert self._shown is not None and self._chat is not None
-        self._turn = Turn(*self._vlm.user_parts(self.request, self._shown))
-        spans, self.prompt = self._chat.lay_out(self._turn, self.config)
+        turn = Turn(*self._vlm.user_parts(self.request, self._shown))
+        self._turns, spans, self.prompt = self._chat.lay_out(turn, self.config)
         self._prompt_tokens, self._image_tokens = len(self.prompt.cells), self.prompt.image_tokens
         self._thinking = ends_in_thought(spans)
 
@@ -143,7 +143,7 @@ class _Lane:
         self._prefill = perf_counter() - start
         if not ready:
             return []
-        self._chat.remember(self._turn)
+        self._chat.remember(self._turns)
         self._characters = Utf8Stream()
         self._stop = StopTexts(self.request.stop)
         self._text = AnswerText(self._thinking)
@@ -188,19 +188,22 @@ class _Lane:
         if self._sampler is not None:
             self._sampler.close()
         if self.tokens:
-            self._turn.answer = Tokens(tuple(self.tokens))
+            self._turns[-1].answer = Tokens(tuple(self.tokens))
         self._chat, self._shown, self.prompt = None, [], Prompt()
 
     def reply(self) -> Reply:
         """Sum up."""
         decode = self._last - self._first
-        speed = (len(self.tokens) - 1) / decode if decode > 0 else 0.0
+        first = self._first - self._began if self._first else 0.0
+
+        def ms(seconds: float) -> float:
+            return round(1000 * seconds, 3)
+
         return Reply(
             ''.join(c.text for c in self.chunks if not c.thinking), self.finish_reason,
             self._prompt_tokens, self._image_tokens, len(self.tokens), self._reused,
-            Timings(*(round(1000 * seconds, 3) for seconds in (
-                self._preprocess, self._encode, self._prefill,
-                self._first - self._began if self._first else 0.0, decode)), round(speed, 2)),
+            Timings(ms(self._preprocess), ms(self._encode), ms(self._prefill), ms(first),
+                    ms(decode), round((len(self.tokens) - 1) / decode, 2) if decode > 0 else 0.0),
             ''.join(c.text for c in self.chunks if c.thinking),
             logprobs=tuple(self._sampler.reported) if self._sampler else ())
 
@@ -319,7 +322,11 @@ class VLM:
             self.decoder.warm_up()
 
     def check(self, config: Config) -> None:
-        """:raises ConfigError: an option that this model does not have"""
+        """
+        Check the options of a request.
+
+        :raises ConfigError: one that this model does not have
+        """
         if config.thinking and not (self.family and self.family.thinking_text):
             raise ConfigError('thinking is true, but only InternVL models have a system prompt '
                               'for it: give one, or set thinking to false', 'thinking')
@@ -379,6 +386,9 @@ class VLM:
         """
         path = Path(path)
         state = saved.read(path, self.identity(), self.decoder)
+        if len(state.cells) > self.decoder.n_ctx:
+            raise StateError(f'{path} holds {len(state.cells)} cells, and n_ctx is '
+                             f'{self.decoder.n_ctx}: raise n_ctx')
         chat = Conversation(self, state.system_prompt, state.overflow)
         chat._turns = state.turns
         with self._encoding:
@@ -386,10 +396,9 @@ class VLM:
         self.take_over(None)
         with self._decoding:
             if state.cells and not self.cache.restore(chat, state.cells, bytes(state.kv)):
-                raise StateError(
-                    f'llama.cpp does not take the {len(state.cells)} cells in {path}: they need '
-                    f'n_ctx of as much (it is {self.decoder.n_ctx}) and the flash_attention that '
-                    'they were saved with; otherwise they are damaged: save the conversation anew')
+                raise StateError(f'llama.cpp does not take the cells in {path}: they were saved '
+                                 'with another flash_attention, or are damaged. Save the '
+                                 'conversation anew')
         return chat
 
     def identity(self) -> saved.Identity:
@@ -627,7 +636,7 @@ class Conversation:
     def _prefill(self) -> Session:
         """Have a session with exactly what any next question begins with."""
         cache, config = self._vlm.cache, self.config_of(Request(''))
-        one, other = (flatten(cache.decoder, self._spans(Turn([text], []), config))
+        one, other = (flatten(cache.decoder, self._spans([*self._turns, Turn([text], [])], config))
                       for text in ('a', '1'))
         same = next(i for i, (a, b) in enumerate(zip(one.cells, other.cells)) if a != b)
         if same > cache.decoder.n_ctx:
@@ -681,41 +690,46 @@ class Conversation:
             config = replace(config, temperature=0.6)       # as InternVL3.5's makers advise
         return config
 
-    def lay_out(self, turn: Turn, config: Config) -> tuple[list[Span], Prompt]:
-        """Put the new turn after the earlier ones, which may have to leave."""
+    def lay_out(self, turn: Turn, config: Config) -> tuple[list[Turn], list[Span], Prompt]:
+        """
+        Put a new turn after the earlier ones, of which the oldest may have to leave.
+
+        :return: the turns that stay and the new one, and their prompt; nothing is remembered yet
+        """
         decoder = self._vlm.decoder
         room = decoder.n_ctx - min(config.n_predict, decoder.n_ctx // 4)
+        turns = [*self._turns, turn]
         while True:
-            spans = self._spans(turn, config)
+            spans = self._spans(turns, config)
             prompt = flatten(decoder, spans)
-            if not self._turns or self._overflow == 'refuse' or len(prompt.cells) <= room:
+            if len(turns) == 1 or self._overflow == 'refuse' or len(prompt.cells) <= room:
                 break
-            self._drop_oldest(turn)
+            turns = without_oldest(turns)
         if len(prompt.cells) > decoder.n_ctx:
             raise PromptTooLong(len(prompt.cells), decoder.n_ctx)
-        return spans, prompt
+        return turns, spans, prompt
 
-    def _spans(self, turn: Turn, config: Config) -> list[Span]:
-        """Lay out the earlier turns and a new one, up to where its answer begins."""
+    def _spans(self, turns: Sequence[Turn], config: Config) -> list[Span]:
+        """Lay out turns up to where the answer of the last one begins."""
         template = self._vlm.template
         spans: list[Span] = []
-        for earlier in [*self._turns, turn]:
-            spans += (template.following(earlier.user) if spans else
-                      template.opening(self._vlm.system_text(config), earlier.user))
-            spans.append(earlier.answer)
+        for turn in turns:
+            spans += (template.following(turn.user) if spans else
+                      template.opening(self._vlm.system_text(config), turn.user))
+            spans.append(turn.answer)
         return spans[:-1]
 
-    def _drop_oldest(self, newest: Turn) -> None:
-        """Forget the oldest turn; the newest picture stays."""
-        gone = self._turns.pop(0)
-        rest = [*self._turns, newest]
-        if gone.pictures and not any(t.pictures for t in rest):
-            rest[0].user[:0] = gone.pictures
-            rest[0].pictures = gone.pictures
+    def remember(self, turns: list[Turn]) -> None:
+        """Make turns the history; the answer of the last one is filled in when it is known."""
+        self._turns = turns
 
-    def remember(self, turn: Turn) -> None:
-        """Add a turn to the history; its answer is filled in when it is known."""
-        self._turns.append(turn)
+
+def without_oldest(turns: Sequence[Turn]) -> list[Turn]:
+    """Leave out the oldest turn; the newest picture stays."""
+    gone, *rest = turns
+    if gone.pictures and not any(turn.pictures for turn in rest):
+        rest[0] = replace(rest[0], user=[*gone.pictures, *rest[0].user], pictures=gone.pictures)
+    return rest
 
 
 def request(prompt: str, images: Images = None, *, labels: Sequence[str] = (),

@@ -40,7 +40,8 @@ CHATML = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
           '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}')
 #: For a model that was never taught to chat and so has no control tokens.
 PLAIN = ("{% for message in messages %}{{ message['role'] | capitalize }}: "
-         "{{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}")
+         "{{ message['content'] }}\n{% endfor %}"
+         '{% if add_generation_prompt %}Assistant:{% endif %}')
 
 # private-use characters, so that no template takes them for anything
 _SLOT = '\ue000{}\ue001'
@@ -122,7 +123,7 @@ class ChatTemplate:
             if len(pieces) != len(pictures) + 1:
                 raise ModelMismatch(f'the chat template of the model wrote {len(pieces) - 1} '
                                     f'picture marks for {len(pictures)} pictures')
-            rendered = pieces[0] + ''.join(p + t for p, t in zip(pictures, pieces[1:]))
+            rendered = pieces[0] + ''.join(p + t for p, t in zip(pictures, pieces[1:], strict=True))
         return rendered
 
     def _spans(self, rendered: str, slots: Sequence[Part]) -> list[Span]:

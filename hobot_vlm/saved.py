@@ -201,7 +201,10 @@ def _saved(content: Any, archive: zipfile.ZipFile, decoder: Decoder) -> Saved:
     overflow, system_prompt = content['overflow'], content['system_prompt']
     if overflow not in ('drop_oldest', 'refuse') or not isinstance(system_prompt, str):
         raise ValueError(f'overflow is {overflow!r}')
-    return Saved(system_prompt, overflow, turns, cells, archive.read('kv'))
+    kv = archive.read('kv')
+    if bool(kv) != bool(cells):
+        raise ValueError(f'it has {len(cells)} cells of {len(kv)} bytes')
+    return Saved(system_prompt, overflow, turns, cells, kv)
 
 
 def _part(part: Any, pictures: Sequence[ImageEmbedding], decoder: Decoder) -> Part:

@@ -55,7 +55,7 @@ class ImageEmbedding:
     @property
     def tokens(self) -> int:
         """Number of cells that the picture takes in the KV cache."""
-        return self.data.shape[0] * self.data.shape[1]
+        return int(self.data.shape[0] * self.data.shape[1])
 
 
 @dataclass(frozen=True)

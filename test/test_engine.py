@@ -345,7 +345,7 @@ def test_conversations_keep_their_cells_side_by_side(fresh, sample):
     shared = firsts[1].reused_tokens                # the system prompt, held once
     assert shared >= len(fresh.decoder.tokenize('System: Be short.'))
     assert fresh.ask('Hello').finish_reason == 'stop'
-    for chat, first in zip(chats, firsts):
+    for chat, first in zip(chats, firsts, strict=True):
         reply = chat.ask('What colour is the background?')
         assert reply.reused_tokens == first.prompt_tokens + first.completion_tokens
 

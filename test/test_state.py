@@ -102,8 +102,7 @@ def test_the_demo_model_goes_on(sample, tmp_path, options):
     with VLM.load('demo', **options) as vlm:
         reply = vlm.restore(path).ask('What colour is the background?')
         assert reply.text == expected.text
-        assert reply.prompt_tokens - reply.reused_tokens <= len(
-            vlm.decoder.tokenize('What colour is the background?\nAssistant:'))
+        assert reply.reused_tokens == expected.reused_tokens > expected.image_tokens
 
 
 def test_a_system_prompt_before_the_first_turn(tmp_path, monkeypatch):
@@ -145,20 +144,23 @@ def test_a_full_conversation_is_saved_and_makes_room(tmp_path):
     with small('internvl', n_ctx=256) as vlm:
         chat = vlm.conversation()
         chat.ask('What is it?', picture(80, 80, 1), max_tiles=1)
-        while chat.ask('And what else is there to see, if anything?').reused_tokens > 100:
-            chat.save(path)
+        for _ in range(8):
+            chat.ask('And what else is there to see, if anything?')
+        assert len(chat._turns) < 8         # some have left, and the picture has not
         chat.save(path)
         expected = chat.ask('Why?')
+        assert expected.image_tokens
     with small('internvl', n_ctx=256) as vlm:
         assert vlm.restore(path).ask('Why?').text == expected.text
-        for _ in range(3):                  # beside what others hold
-            vlm.conversation().ask('Tell me all. ' * 5)
+        others = [vlm.conversation() for _ in range(3)]
+        for other in others:                # who hold cells, and give way
+            other.ask('Tell me all. ' * 5)
         assert vlm.restore(path).ask('Why?').text == expected.text
 
 
 def test_a_smaller_context_is_refused(state):
     path, _ = state
-    with small('internvl', n_ctx=64) as vlm:
+    with small('internvl', n_ctx=160) as vlm:
         with pytest.raises(StateError, match='n_ctx'):
             vlm.restore(path)
         assert vlm.ask('Hello').completion_tokens

@@ -94,15 +94,25 @@ def values_of(item: Field[Any], chinese: bool) -> str:
 
 def table(chinese: bool) -> str:
     """Make the whole table in one language."""
-    head = ('参数', '默认值', '取值', '可动态修改', '含义') if chinese else (
-        'parameter', 'default', 'values', 'live', 'what it does')
+    head = (
+        ('参数', '默认值', '取值', '可动态修改', '含义')
+        if chinese
+        else ('parameter', 'default', 'values', 'live', 'what it does')
+    )
     rows = [head, ('---',) * len(head)]
     of_engine = {item.name for item in fields(Config)}
     for item in fields(NodeConfig):
         name = f'`{item.name}`' + ('' if item.name in of_engine else ' *')
         about = CHINESE[item.name] if chinese else item.metadata['doc']
-        rows.append((name, shown(item.default), values_of(item, chinese),
-                     '✓' if item.metadata['live'] else '', about))
+        rows.append(
+            (
+                name,
+                shown(item.default),
+                values_of(item, chinese),
+                '✓' if item.metadata['live'] else '',
+                about,
+            )
+        )
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
 
 

@@ -54,6 +54,7 @@ class VisionEncoder(ABC):
         :raises InferenceError: the runtime failed
         """
 
+    @abstractmethod
     def close(self) -> None:
         """Free what the encoder holds; twice is harmless."""
 

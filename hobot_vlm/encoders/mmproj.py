@@ -23,7 +23,7 @@ from . import EncoderOptions, VisionEncoder
 from .gguf import GgufHeader, read_gguf
 from .pixels import check_embeddings, check_tiles
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
-from ..llama.model import _last_errors, _on_log, _start_backend, usable_cores
+from ..llama.model import last_errors, on_log, start_backend, usable_cores
 from ..values import ImageTiles
 
 try:
@@ -68,9 +68,9 @@ class MmprojEncoder(VisionEncoder):
         self._positions = _Positions(header) if facts.projector == INTERNVL else None
         with ExitStack() as stack:
             # 2. libmtmd, with a vocabulary for the text that it puts around pictures
-            _start_backend()
-            mtmd.mtmd_log_set(_on_log, ctypes.c_void_p(0))
-            _last_errors.clear()
+            start_backend()
+            mtmd.mtmd_log_set(on_log, ctypes.c_void_p(0))
+            last_errors.clear()
             vocabulary = _load_vocabulary()
             stack.callback(lib.llama_model_free, vocabulary)
             params = mtmd.mtmd_context_params_default()
@@ -81,7 +81,7 @@ class MmprojEncoder(VisionEncoder):
                 params.cb_eval = self._positions.callback
             self._context = mtmd.mtmd_init_from_file(os.fsencode(self.path), vocabulary, params)
             if not self._context:
-                why = '; '.join(_last_errors) or 'llama.cpp gave no reason'
+                why = '; '.join(last_errors) or 'llama.cpp gave no reason'
                 raise ModelFileError(self.path, f'llama.cpp cannot load it ({why}); fetch it '
                                      'again, or convert the model anew')
             stack.callback(mtmd.mtmd_free, self._context)
@@ -109,7 +109,7 @@ class MmprojEncoder(VisionEncoder):
         """Encode at most ``_per_strip`` tiles, side by side in one picture."""
         strip = np.zeros((self.side, self._per_strip, self.side, 3), np.uint8)
         strip[:, :len(pixels)] = pixels.swapaxes(0, 1)
-        _last_errors.clear()
+        last_errors.clear()
         with ExitStack() as stack:
             width, data = self._per_strip * self.side, strip.ctypes.data
             bitmap = mtmd.mtmd_bitmap_init(
@@ -135,7 +135,7 @@ class MmprojEncoder(VisionEncoder):
                                                  place.shape)
 
     def _failed(self, what: str) -> InferenceError:
-        why = '; '.join(_last_errors) or 'it gave no reason'
+        why = '; '.join(last_errors) or 'it gave no reason'
         return InferenceError(f'llama.cpp failed to {what} with {self.path}: {why}')
 
 

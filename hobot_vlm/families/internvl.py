@@ -27,8 +27,8 @@ You are an AI assistant that rigorously follows this response protocol:
 solutions, and reason through the problem step-by-step. Enclose this entire thinking process \
 within <think> and </think> tags.
 
-2. After the thinking section, provide a clear, concise, and direct answer to the user's question. \
-Separate the answer from the think section with a newline.
+2. After the thinking section, provide a clear, concise, and direct answer to the user's \
+question. Separate the answer from the think section with a newline.
 
 Ensure that the thinking process is thorough but remains focused on the query. The final answer \
 should be standalone and not reference the thinking section.
@@ -44,8 +44,9 @@ class InternVL(Family):
     std = (0.229, 0.224, 0.225)
     default_fit = 'fill'
     marks = ' or '.join(f'{opening} {closing}' for opening, closing in AROUND)
-    system_text = ('你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位'
-                   '联合开发的多模态大语言模型。')
+    system_text = (
+        '你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及'
+        '多家合作单位联合开发的多模态大语言模型。')
     thinking_text = THINKING_TEXT
 
     def knows(self, controls: Collection[str]) -> bool:

@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 import struct
 from typing import Any
+import unicodedata
 
 from llama_cpp import llama_cpp as lib
 import numpy as np
@@ -39,24 +40,26 @@ FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}       # llama_flash_attn_type
 #: tokens per computed step while a prompt is read; llama.cpp's own default
 MAX_UBATCH = 512
 
-_last_errors: list[str] = []
+last_errors: list[str] = []
 
 
-@lib.llama_log_callback
-def _on_log(level: int, text: bytes, _: Any) -> None:
+def _log(level: int, text: bytes, _: Any) -> None:
     """Pass llama.cpp's words to logging; keep its errors for our own messages."""
     line = text.decode('utf-8', 'replace').strip()
     if level == 4 and line:
-        _last_errors.append(line)
-        del _last_errors[:-3]
+        last_errors.append(line)
+        del last_errors[:-3]
     if line:
         # an error of llama.cpp ends in an exception of ours, which says it better
         logger.debug('%s', line)
 
 
+on_log = lib.llama_log_callback(_log)      # kept: llama.cpp calls it as long as it runs
+
+
 @lru_cache(maxsize=None)
-def _start_backend() -> None:
-    lib.llama_log_set(_on_log, ctypes.c_void_p(0))
+def start_backend() -> None:
+    lib.llama_log_set(on_log, ctypes.c_void_p(0))
     lib.llama_backend_init()
 
 
@@ -114,8 +117,8 @@ class Decoder:
         self.path = Path(path)
         self._on_close = ExitStack()
         check_gguf(self.path)
-        _start_backend()
-        _last_errors.clear()
+        start_backend()
+        last_errors.clear()
         # 1. the model
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
@@ -123,7 +126,7 @@ class Decoder:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         self.model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.model:
-            why = '; '.join(_last_errors) or 'llama.cpp gave no reason'
+            why = '; '.join(last_errors) or 'llama.cpp gave no reason'
             raise ModelFileError(self.path, f'llama.cpp cannot load it ({why}); expected a whole '
                                  'GGUF language model: fetch it again, or give the decoder and '
                                  'not the mmproj')
@@ -153,7 +156,7 @@ class Decoder:
         settings.no_perf = False
         self.context = lib.llama_init_from_model(self.model, settings)
         if not self.context:
-            why = '; '.join(_last_errors) or 'llama.cpp gave no reason'
+            why = '; '.join(last_errors) or 'llama.cpp gave no reason'
             self.close()
             raise ModelFileError(self.path, f'llama.cpp makes no context of {n_ctx} cells for it '
                                  f'({why}); lower n_ctx or free memory')
@@ -173,6 +176,8 @@ class Decoder:
             self._batch.n_seq_id[i] = 1
         self._piece = ctypes.create_string_buffer(256)
         self.controls, self.marks = self._read_controls()
+        # Qwen's own tokenizer composes accents first (its normalizer is NFC); llama.cpp does not
+        self._composes = self.metadata('tokenizer.ggml.pre') == 'qwen2'
 
     def add_lora(self, path: str | Path, scale: float) -> None:
         """
@@ -181,10 +186,10 @@ class Decoder:
         :raises ModelFileError: it cannot be read, or is made for another model
         """
         check_gguf(Path(path))
-        _last_errors.clear()
+        last_errors.clear()
         adapter = lib.llama_adapter_lora_init(self.model, os.fsencode(path))
         if not adapter:
-            raise ModelFileError(path, f"llama.cpp cannot load it ({'; '.join(_last_errors)}); "
+            raise ModelFileError(path, f"llama.cpp cannot load it ({'; '.join(last_errors)}); "
                                  f'expected a LoRA adapter made for {self.path}')
         # the model owns the adapter and frees it
         lib.llama_set_adapters_lora(self.context, (lib.llama_adapter_lora_p_ctypes * 1)(adapter),
@@ -280,7 +285,7 @@ class Decoder:
         if status == 2:
             return Outcome.STOPPED
         raise InferenceError(f'llama.cpp failed on a batch of {n}: status {status} '
-                             + '; '.join(_last_errors))
+                             + '; '.join(last_errors))
 
     def logits(self, row: int = -1) -> npt.NDArray[np.float32]:
         """Give the logits of a row of the last batch: float32 (n_vocab,), a view."""
@@ -291,6 +296,8 @@ class Decoder:
 
     def tokenize(self, text: str) -> list[int]:
         """Tokenise as plain text: what looks like a control token is just characters."""
+        if self._composes:
+            text = unicodedata.normalize('NFC', text)
         data = text.encode('utf-8', 'replace')
         room = len(data) + 8
         tokens = (lib.llama_token * room)()
@@ -356,7 +363,11 @@ class Decoder:
         return template.decode('utf-8', 'replace') if template else None
 
     def check_embedding_width(self, width: int, encoder: object) -> None:
-        """:raises ModelMismatch: an encoder gives embeddings of another width"""
+        """
+        Check that an encoder belongs to this decoder.
+
+        :raises ModelMismatch: its embeddings have another width
+        """
         if width != self.n_embd:
             raise ModelMismatch(
                 f'{encoder} gives embeddings of width {width}, and {self.path} reads width '

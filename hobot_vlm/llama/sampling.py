@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import ctypes
 import json
 import secrets
+from typing import Any
 
 from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_grammar import json_schema_to_gbnf
@@ -86,7 +87,7 @@ class Sampler:
 
     def _add_bias(self, logit_bias: Mapping[int, float]) -> None:
         rows = (lib.llama_logit_bias * len(logit_bias))()
-        for row, (token, bias) in zip(rows, logit_bias.items()):
+        for row, (token, bias) in zip(rows, logit_bias.items(), strict=True):
             if not 0 <= token < self._decoder.n_vocab:
                 self.close()
                 raise GrammarError(f'logit_bias names token {token}: the vocabulary has 0 to '
@@ -94,7 +95,7 @@ class Sampler:
             row.token, row.bias = token, bias
         self._add(lib.llama_sampler_init_logit_bias(self._decoder.n_vocab, len(rows), rows))
 
-    def _open_grammar(self, grammar: str) -> object | None:
+    def _open_grammar(self, grammar: str) -> Any:
         if not grammar:
             return None
         sampler = lib.llama_sampler_init_grammar(self._decoder.vocab, grammar.encode(), b'root')

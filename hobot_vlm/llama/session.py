@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import ctypes
 from dataclasses import dataclass, field
+from functools import partial
 import weakref
 
 from llama_cpp import llama_cpp as lib
@@ -137,13 +138,11 @@ class Session:
             logits = end == total
             if at < first or data is None:
                 tokens = np.array(prompt.cells[at:end], np.int32)
-                done = self._keep(prompt.cells[at:end], lambda: self._decoder.run_tokens(
-                    tokens, at, self.seq, logits))
+                run = partial(self._decoder.run_tokens, tokens, at, self.seq, logits)
             else:
                 rows = data[at - first:end - first]
-                done = self._keep(prompt.cells[at:end], lambda: self._decoder.run_embeddings(
-                    rows, at, self.seq, logits))
-            if not done:
+                run = partial(self._decoder.run_embeddings, rows, at, self.seq, logits)
+            if not self._keep(prompt.cells[at:end], run):
                 return False
         return True
 

@@ -14,16 +14,17 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
-except ImportError:                 # Humble
+except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
+from .parameters import topics_of
 from ..config import NodeConfig
 from ..errors import BackendMissing
-from .parameters import topics_of
 
 HBM_TOPIC = '/hbmem_img'
 
@@ -46,15 +47,36 @@ def message_type(config: NodeConfig) -> Any:
     except ImportError as exc:
         raise BackendMissing(
             f'is_shared_mem_sub is {config.is_shared_mem_sub}, and the package {package} is not '
-            f'here ({exc})', f'install it (apt install tros-humble-{package.replace("_", "-")} on '
-            'an RDK board) and source its setup.bash, or set is_shared_mem_sub to 0') from exc
+            f'here ({exc})',
+            f'install it (apt install tros-humble-{package.replace("_", "-")} on '
+            'an RDK board) and source its setup.bash, or set is_shared_mem_sub to 0',
+        ) from exc
+
+
+def message_reader(kind: Any) -> Callable[[bytes], Any]:
+    """
+    Give a function that reads serialised messages.
+
+    rosbags, which rosbags-image brings along, does it without copying the pixels one by one; its
+    messages have the same fields. Where it is missing, or does not know the message, rclpy reads.
+    """
+    name = f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+    try:
+        from rosbags.typesys import get_typestore, Stores
+    except ImportError:
+        return lambda data: deserialize_message(data, kind)
+    store = get_typestore(Stores.ROS2_HUMBLE)  # pictures are the same in all releases
+    if name not in store.types:
+        return lambda data: deserialize_message(data, kind)
+    return lambda data: store.deserialize_cdr(data, name)
 
 
 class Camera:
     """One topic of pictures, subscribed with the reliability that its publishers offer."""
 
-    def __init__(self, node: Node, number: int, topic: str, kind: Any, qos: str,
-                 on_picture: OnPicture):
+    def __init__(
+        self, node: Node, number: int, topic: str, kind: Any, qos: str, on_picture: OnPicture
+    ):
         """
         Subscribe.
 
@@ -75,7 +97,8 @@ class Camera:
         """Whether every publisher is reliable, and there is one."""
         publishers = self._node.get_publishers_info_by_topic(self.topic)
         return bool(publishers) and all(
-            info.qos_profile.reliability == ReliabilityPolicy.RELIABLE for info in publishers)
+            info.qos_profile.reliability == ReliabilityPolicy.RELIABLE for info in publishers
+        )
 
     def _subscribe(self) -> Subscription:
         wish = ReliabilityPolicy.RELIABLE if self._reliable else ReliabilityPolicy.BEST_EFFORT
@@ -83,11 +106,15 @@ class Camera:
         if not self._auto:
             kinds.append(QoSPolicyKind.RELIABILITY)
         return self._node.create_subscription(
-            self._kind, self.topic, self._received,
+            self._kind,
+            self.topic,
+            self._received,
             QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=wish),
-            qos_overriding_options=QoSOverridingOptions(kinds), raw=True,
+            qos_overriding_options=QoSOverridingOptions(kinds),
+            raw=True,
             # rclpy warns of publishers that do not fit; with auto they will in a moment
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=not self._auto))
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=not self._auto),
+        )
 
     def _received(self, data: bytes) -> None:
         self._on_picture(self._number, self.topic, data)
@@ -99,13 +126,14 @@ class Camera:
             self.close()
             self._subscription = self._subscribe()
             self._node.get_logger().info(
-                f"{self.topic}: subscribed {'reliable' if self._reliable else 'best effort'}, as "
-                'its publishers offer it')
+                f'{self.topic}: subscribed {"reliable" if self._reliable else "best effort"}, as '
+                'its publishers offer it'
+            )
 
     def describe(self) -> str:
         """Say what is known of the topic, for someone who waits for a picture."""
         publishers = self._node.count_publishers(self.topic)
-        return f"{self.topic} ({publishers} publisher{'' if publishers == 1 else 's'})"
+        return f'{self.topic} ({publishers} publisher{"" if publishers == 1 else "s"})'
 
     def close(self) -> None:
         """Unsubscribe; twice is harmless."""
@@ -122,5 +150,7 @@ def open_cameras(node: Node, config: NodeConfig, on_picture: OnPicture) -> list[
     """
     kind = message_type(config)
     topics = [HBM_TOPIC] if config.is_shared_mem_sub else topics_of(config)
-    return [Camera(node, number, topic, kind, config.image_qos, on_picture)
-            for number, topic in enumerate(topics)]
+    return [
+        Camera(node, number, topic, kind, config.image_qos, on_picture)
+        for number, topic in enumerate(topics)
+    ]

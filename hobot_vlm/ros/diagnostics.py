@@ -53,8 +53,12 @@ class Statistics:
     def values(self) -> dict[str, object]:
         """Give everything worth showing, by name."""
         shown: dict[str, object] = {
-            'answered': self.answered, 'cancelled': self.cancelled, 'failed': self.failed,
-            'similar pictures skipped': self.similar, 'last error': self.error}
+            'answered': self.answered,
+            'cancelled': self.cancelled,
+            'failed': self.failed,
+            'similar pictures skipped': self.similar,
+            'last error': self.error,
+        }
         if self.last is not None:
             reply = self.last.reply
             shown |= {f'last {name}': value for name, value in reply.as_dict()['timings'].items()}
@@ -64,7 +68,8 @@ class Statistics:
                 'last reused_tokens': reply.reused_tokens,
                 'last completion_tokens': reply.completion_tokens,
                 'last input_ms': round(self.input_ms, 3),
-                'last publish_ms': round(self.publish_ms, 3)}
+                'last publish_ms': round(self.publish_ms, 3),
+            }
         return shown
 
 
@@ -76,8 +81,13 @@ class Diagnostics:
     :param values: gives what else is worth showing
     """
 
-    def __init__(self, node: Node, statistics: Statistics, state: Callable[[], str],
-                 values: Callable[[], dict[str, object]]):
+    def __init__(
+        self,
+        node: Node,
+        statistics: Statistics,
+        state: Callable[[], str],
+        values: Callable[[], dict[str, object]],
+    ):
         self._node = node
         self._statistics = statistics
         self._state = state
@@ -89,13 +99,23 @@ class Diagnostics:
         """Publish now, whatever the timer says."""
         error = self._statistics.error
         state = self._state()
-        values = {'state': state, **self._values(), **self._statistics.values(),
-                  'memory_mb': round(resident_bytes() / 1e6, 1)}
-        message = DiagnosticArray(status=[DiagnosticStatus(
-            level=DiagnosticStatus.ERROR if error else DiagnosticStatus.OK,
-            name=f'{self._node.get_name()}: answers', hardware_id='',
-            message=error or state,
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])])
+        values = {
+            'state': state,
+            **self._values(),
+            **self._statistics.values(),
+            'memory_mb': round(resident_bytes() / 1e6, 1),
+        }
+        message = DiagnosticArray(
+            status=[
+                DiagnosticStatus(
+                    level=DiagnosticStatus.ERROR if error else DiagnosticStatus.OK,
+                    name=f'{self._node.get_name()}: answers',
+                    hardware_id='',
+                    message=error or state,
+                    values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+                )
+            ]
+        )
         message.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(message)
 

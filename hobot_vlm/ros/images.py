@@ -8,11 +8,12 @@ through OpenCV and give equal arrays. Nothing here subscribes to anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 import logging
 import sys
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,14 +44,22 @@ class Layout:
 
 
 LAYOUTS = {
-    'mono8': Layout(1), 'mono16': Layout(1, 16),
-    'yuv422': Layout(2, even=(2, 1)), 'yuv422_yuy2': Layout(2, even=(2, 1)),
+    'mono8': Layout(1),
+    'mono16': Layout(1, 16),
+    'yuv422': Layout(2, even=(2, 1)),
+    'yuv422_yuy2': Layout(2, even=(2, 1)),
     'nv12': Layout(1, even=(2, 2), chroma_rows=0.5),
     'nv21': Layout(1, even=(2, 2), chroma_rows=0.5),
-    **{f'{order}{bits}': Layout(len(order), bits)
-       for order in ('rgb', 'bgr', 'rgba', 'bgra') for bits in (8, 16)},
-    **{f'bayer_{order}{bits}': Layout(1, bits)
-       for order in ('rggb', 'bggr', 'gbrg', 'grbg') for bits in (8, 16)},
+    **{
+        f'{order}{bits}': Layout(len(order), bits)
+        for order in ('rgb', 'bgr', 'rgba', 'bgra')
+        for bits in (8, 16)
+    },
+    **{
+        f'bayer_{order}{bits}': Layout(1, bits)
+        for order in ('rggb', 'bggr', 'gbrg', 'grbg')
+        for bits in (8, 16)
+    },
 }
 #: newer names of sensor_msgs, and D-Robotics' capitals
 ALIASES = {'uyvy': 'yuv422', 'yuyv': 'yuv422_yuy2', 'NV12': 'nv12', 'NV21': 'nv21'}
@@ -86,12 +95,19 @@ def rgb_of(message: Any) -> npt.NDArray[np.uint8]:
         return _decompress(message)
     if hasattr(message, 'data_size'):
         return _rgb_of_hbm(message)
-    return to_rgb(message.encoding, message.height, message.width, message.step, message.data,
-                  bool(message.is_bigendian))
+    return to_rgb(
+        message.encoding,
+        message.height,
+        message.width,
+        message.step,
+        message.data,
+        bool(message.is_bigendian),
+    )
 
 
-def to_rgb(encoding: str, height: int, width: int, step: int, data: Any,
-           big_endian: bool = False) -> npt.NDArray[np.uint8]:
+def to_rgb(
+    encoding: str, height: int, width: int, step: int, data: Any, big_endian: bool = False
+) -> npt.NDArray[np.uint8]:
     """
     Give the pixels as RGB (height, width, 3).
 
@@ -100,8 +116,9 @@ def to_rgb(encoding: str, height: int, width: int, step: int, data: Any,
     :raises PictureError: the numbers contradict each other or the encoding is unknown
     """
     encoding = ALIASES.get(encoding, encoding)
-    pixels = _without_padding(encoding, height, width, step, np.frombuffer(data, np.uint8),
-                              big_endian)
+    pixels = _without_padding(
+        encoding, height, width, step, np.frombuffer(data, np.uint8), big_endian
+    )
     if encoding == 'rgb8':
         return pixels.data.reshape(height, width, 3)
     deep = LAYOUTS[encoding].bits == 16
@@ -110,28 +127,34 @@ def to_rgb(encoding: str, height: int, width: int, step: int, data: Any,
         rgb = _converter(encoding)(pixels, target)
     except BackendMissing:
         raise
-    except Exception as exc:        # each library has its own errors, OpenCV's among them
-        raise PictureError(f'cannot convert a {encoding} picture of {width}x{height} to rgb8: '
-                           f'{exc}') from exc
+    except Exception as exc:  # each library has its own errors, OpenCV's among them
+        raise PictureError(
+            f'cannot convert a {encoding} picture of {width}x{height} to rgb8: {exc}'
+        ) from exc
     if deep:
         # here, and not in the libraries: one rounds and the other cuts
         rgb = (rgb.astype(np.uint32) * 255 + 32767) // 65535
     return np.ascontiguousarray(rgb, np.uint8)
 
 
-def _without_padding(encoding: str, height: int, width: int, step: int, data: Array,
-                     big_endian: bool) -> Pixels:
+def _without_padding(
+    encoding: str, height: int, width: int, step: int, data: Array, big_endian: bool
+) -> Pixels:
     """Check that the numbers of a message agree, and cut what pads its rows."""
     layout = LAYOUTS.get(encoding)
     if layout is None:
-        raise PictureError(f'image encoding {encoding[:40]!r} is unknown: expected one of '
-                           f"{', '.join(sorted(LAYOUTS))}")
+        raise PictureError(
+            f'image encoding {encoding[:40]!r} is unknown: expected one of '
+            f'{", ".join(sorted(LAYOUTS))}'
+        )
     what = f'a {encoding} picture of {width}x{height}'
     if width < 1 or height < 1:
         raise PictureError(f'{what} is empty: expected at least one row and one column')
     if width % layout.even[0] or height % layout.even[1]:
-        raise PictureError(f'{what} cannot be: its colours are shared between neighbours, so '
-                           f'expected multiples of {layout.even[0]}x{layout.even[1]}')
+        raise PictureError(
+            f'{what} cannot be: its colours are shared between neighbours, so '
+            f'expected multiples of {layout.even[0]}x{layout.even[1]}'
+        )
     row = width * layout.channels * layout.bits // 8
     rows = height + int(height * layout.chroma_rows)
     step = step or row
@@ -139,8 +162,10 @@ def _without_padding(encoding: str, height: int, width: int, step: int, data: Ar
         raise PictureError(f'{what} with a step of {step} bytes: expected at least {row}')
     # some drivers leave out the padding of the last row, none adds less than a row
     if not step * (rows - 1) + row <= data.size <= step * rows:
-        raise PictureError(f'{what} with a step of {step} bytes and {data.size} bytes of data: '
-                           f'expected {step * rows}')
+        raise PictureError(
+            f'{what} with a step of {step} bytes and {data.size} bytes of data: '
+            f'expected {step * rows}'
+        )
     if step != row:
         data = np.lib.stride_tricks.as_strided(data, (rows, row), (step, 1), writeable=False)
     data = np.ascontiguousarray(data).reshape(-1)
@@ -149,7 +174,7 @@ def _without_padding(encoding: str, height: int, width: int, step: int, data: Ar
     return Pixels(encoding, height, width, row, data, int(sys.byteorder == 'big'))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _converter(encoding: str) -> Convert:
     """Choose the library for an encoding."""
     if encoding not in NOT_OF_CV_BRIDGE:
@@ -157,18 +182,21 @@ def _converter(encoding: str) -> Convert:
             return cv_bridge_converter()
         except ImportError:
             pass
-        except Exception as exc:    # a cv_bridge built for another NumPy fails in its own ways
+        except Exception as exc:  # a cv_bridge built for another NumPy fails in its own ways
             log.warning('cv_bridge cannot be loaded (%s); pictures go through rosbags-image', exc)
     try:
         return rosbags_converter()
     except ImportError as exc:
-        raise BackendMissing(f'no library here converts {encoding} pictures ({exc})',
-                             "install one: pip install 'rosbags-image[opencv-headless]'") from exc
+        raise BackendMissing(
+            f'no library here converts {encoding} pictures ({exc})',
+            "install one: pip install 'rosbags-image[opencv-headless]'",
+        ) from exc
 
 
 def cv_bridge_converter() -> Convert:
     """Give cv_bridge's conversion; ImportError where this machine has none."""
     from cv_bridge import CvBridge
+
     # imported by cv_bridge on first use; better to fail now
     from cv_bridge.boost import cv_bridge_boost  # noqa: F401
 
@@ -188,8 +216,7 @@ def rosbags_converter() -> Convert:
     def convert(pixels: Pixels, target: str) -> Array:
         # for it, the colour planes of a 4:2:0 picture are rows like all others
         rows = pixels.data.size // pixels.step
-        whole = Pixels(pixels.encoding, rows, pixels.width, pixels.step, pixels.data,
-                       pixels.is_bigendian)
+        whole: Any = replace(pixels, height=rows)
         array: Array = image_to_cvimage(whole, target)
         return array
 
@@ -201,13 +228,16 @@ def _decompress(message: Any) -> npt.NDArray[np.uint8]:
     from ..image import load_rgb
 
     if 'compressedDepth' in message.format:
-        raise PictureError(f'compressed format {message.format!r}: expected a picture in colour '
-                           'or grey, as in jpeg or png')
+        raise PictureError(
+            f'compressed format {message.format!r}: expected a picture in colour '
+            'or grey, as in jpeg or png'
+        )
     try:
         return load_rgb(bytes(message.data))
     except PictureError as exc:
-        raise PictureError(f'compressed image of format {message.format[:40]!r}, '
-                           f'{len(message.data)} bytes: {exc}') from exc
+        raise PictureError(
+            f'compressed image of format {message.format[:40]!r}, {len(message.data)} bytes: {exc}'
+        ) from exc
 
 
 def _rgb_of_hbm(message: Any) -> npt.NDArray[np.uint8]:
@@ -215,6 +245,8 @@ def _rgb_of_hbm(message: Any) -> npt.NDArray[np.uint8]:
     encoding = bytes(message.encoding).split(b'\0')[0].decode('ascii', 'replace')
     data = np.frombuffer(message.data, np.uint8)
     if not 0 < message.data_size <= data.size:
-        raise PictureError(f'shared-memory picture with a data_size of {message.data_size}: '
-                           f'expected 1 to {data.size}')
-    return to_rgb(encoding, message.height, message.width, message.step, data[:message.data_size])
+        raise PictureError(
+            f'shared-memory picture with a data_size of {message.data_size}: '
+            f'expected 1 to {data.size}'
+        )
+    return to_rgb(encoding, message.height, message.width, message.step, data[: message.data_size])

@@ -1,5 +1,5 @@
 """
-What has arrived and waits for the worker: every prompt in order, of each camera the newest picture.
+What waits for the worker: every prompt in order, and of each camera the newest picture.
 
 Subscriptions put in and return at once, one worker takes out. Knows no ROS and no model.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import math
 import threading
 from time import perf_counter
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 #: prompts that may wait; more are refused, with an error that the sender can see
 CAPACITY = 1000
@@ -34,7 +34,7 @@ class Frame:
     received: float = field(default_factory=perf_counter)
 
 
-Frames = tuple[Frame, ...]      # one of each camera
+Frames = tuple[Frame, ...]  # one of each camera
 
 
 @dataclass(eq=False)
@@ -50,14 +50,14 @@ class Prompt:
     stamp: Stamp
     frames: Frames = ()
     received: float = field(default_factory=perf_counter)
-    cancelled: bool = False
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class Reset:
     """A wish to forget the conversation; it waits in the same queue as the prompts."""
 
 
-Work = Union[Prompt, Reset, Frames]
+Work = Prompt | Reset | Frames
 
 
 class Inbox:
@@ -65,7 +65,7 @@ class Inbox:
 
     def __init__(self, cameras: int = 0) -> None:
         """:param cameras: number of pictures that belong to a question"""
-        self.seen = 0                   # frames that came, and those that were never looked at
+        self.seen = 0  # frames that came, and those that were never looked at
         self.skipped = 0
         self._frames: list[Frame | None] = [None] * cameras
         self._looked_at: Frames = ()
@@ -128,7 +128,7 @@ class Inbox:
         with self._changed:
             if self._running is None:
                 return False
-            self._running.cancelled = True
+            self._running.cancelled.set()
             stop_model()
             self._changed.notify_all()
             return True
@@ -181,7 +181,7 @@ class Inbox:
         """
         with self._changed:
             told = False
-            while not (prompt.cancelled or self._closed):
+            while not (prompt.cancelled.is_set() or self._closed):
                 frames = self._newest()
                 if frames:
                     self._looked_at = frames

@@ -8,6 +8,7 @@ answers, deactivate and cleanup undo both. What works in this file works in Humb
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import logging
 import os
 from pathlib import Path
@@ -24,27 +25,24 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from rclpy.serialization import deserialize_message
 from rclpy.service import Service
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
-from rclpy.time import Time
 from rclpy.timer import Timer
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from .. import VLM
-from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
-from ..errors import ModelMismatch, VlmError
-from ..image import load_rgb, Pixels
-from ..values import Reply
 from . import parameters
-from .cameras import Camera, message_type, open_cameras
+from .cameras import Camera, message_reader, message_type, open_cameras
 from .diagnostics import Diagnostics, Statistics
-from .images import rgb_of
 from .inbox import CAPACITY, Frame, Inbox, Prompt, Reset, Stamp
 from .outputs import Outcome, Outputs, Shown
 from .worker import Worker
+from .. import VLM
+from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS
+from ..errors import ModelMismatch, VlmError
+from ..image import load_rgb, Pixels
+from ..values import Reply
 
 NAME = 'hobot_vlm'
 #: the picture of feed_type 0 where none is named
@@ -83,7 +81,7 @@ class VlmNode(LifecycleNode):
         self._finished = finished
         self._log_handler = RosHandler(self)
         logging.getLogger(NAME).addHandler(self._log_handler)
-        logging.getLogger(NAME).setLevel(logging.DEBUG)     # what is shown is for ROS to say
+        logging.getLogger(NAME).setLevel(logging.DEBUG)  # what is shown is for ROS to say
         self.statistics = Statistics()
         self.vlm: VLM | None = None
         self._phase = 'unconfigured'
@@ -91,7 +89,7 @@ class VlmNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._worker: Worker | None = None
         self._picture: Pixels | None = None
-        self._picture_type: Any = None
+        self._read_message: Callable[[bytes], Any] | None = None
         self._cameras: list[Camera] = []
         self._match: Timer | None = None
         self._prompts: Subscription | None = None
@@ -164,24 +162,36 @@ class VlmNode(LifecycleNode):
         # 1. what is cheap
         cameras = 0
         if config.feed_type == FEED_TOPICS:
-            self._picture_type = message_type(config)
+            self._read_message = message_reader(message_type(config))
             cameras = 1 if config.is_shared_mem_sub else len(parameters.topics_of(config))
         elif config.feed_type == FEED_LOCAL:
             self._picture = load_rgb(config.image or SAMPLE)
         # 2. outputs
         self._outputs = Outputs(self, config)
-        self._triggers = [self.create_service(Trigger, '~/cancel', self._on_cancel),
-                          self.create_service(Trigger, '~/reset', self._on_reset)]
+        self._triggers = [
+            self.create_service(Trigger, '~/cancel', self._on_cancel),
+            self.create_service(Trigger, '~/reset', self._on_reset),
+        ]
         # 3. the model
         self.vlm = VLM(config)
         if config.feed_type != FEED_TEXT and self.vlm.encoder is None:
-            raise ModelMismatch(f'feed_type is {config.feed_type} and the model has no vision '
-                                'encoder: give it in model_file_name, or set feed_type to 2')
+            raise ModelMismatch(
+                f'feed_type is {config.feed_type} and the model has no vision '
+                'encoder: give it in model_file_name, or set feed_type to 2'
+            )
         self._inbox = Inbox(cameras)
         self._worker = Worker(
-            self.vlm, self._inbox, self, self.statistics,
-            settings=lambda: parameters.current(self, config), unpack=self._unpack, now=self._now,
-            on_wait=self._on_wait, on_text=self._on_text, picture=self._picture)
+            self.vlm,
+            self._inbox,
+            self,
+            self.statistics,
+            settings=lambda: parameters.current(self, config),
+            unpack=self._unpack,
+            now=self._now,
+            on_wait=self._on_wait,
+            on_text=self._on_text,
+            picture=self._picture,
+        )
         self._phase = 'inactive'
 
     def _activate(self) -> None:
@@ -192,8 +202,12 @@ class VlmNode(LifecycleNode):
             self._put(config.user_prompt or DEFAULT_PROMPT)
         if config.feed_type != FEED_LOCAL or config.stay_alive:
             self._prompts = self.create_subscription(
-                String, config.ros_string_sub_topic_name, self._on_prompt, PROMPTS,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies())
+                String,
+                config.ros_string_sub_topic_name,
+                self._on_prompt,
+                PROMPTS,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
         if config.feed_type == FEED_TOPICS:
             self._cameras = open_cameras(self, config, self._on_picture)
             self._match = self.create_timer(MATCH_PERIOD, self._match_publishers)
@@ -217,7 +231,10 @@ class VlmNode(LifecycleNode):
 
     def _cleanup(self) -> None:
         """Undo ``_configure``, in reverse; harmless where that never ran."""
-        for prompt in self._inbox.drain():
+        left = self._inbox.drain()
+        if left:
+            self.get_logger().error(f'prompts that had no turn: {len(left)}')
+        for prompt in left:
             self._refuse(prompt, 'the node was cleaned up before this prompt had its turn')
         self._worker = None
         if self.vlm is not None:
@@ -244,11 +261,11 @@ class VlmNode(LifecycleNode):
     def _put(self, text: str) -> None:
         prompt = Prompt(text, self._now())
         if not self._inbox.put(prompt):
-            self._refuse(prompt, f'{CAPACITY} prompts wait already: send it again when some have '
-                         'been answered')
+            why = f'{CAPACITY} prompts wait already: send it again when some have been answered'
+            self.get_logger().error(f'prompt refused: {why}')
+            self._refuse(prompt, why)
 
     def _refuse(self, prompt: Prompt, why: str) -> None:
-        self.get_logger().error(f'prompt refused: {why}')
         outcome = Outcome(prompt, Reply('', 'error'), error=why)
         self.statistics.count(outcome)
         if self._outputs is not None:
@@ -280,15 +297,15 @@ class VlmNode(LifecycleNode):
 
     def _unpack(self, frame: Frame) -> tuple[Any, Shown]:
         """Give a message; its age is counted from its stamp, or from its arrival without one."""
-        message = deserialize_message(frame.data, self._picture_type)
-        header = getattr(message, 'header', None)       # HbmMsg1080P has none
+        assert self._read_message is not None
+        message = self._read_message(frame.data)
+        header = getattr(message, 'header', None)  # HbmMsg1080P has none
         time = header.stamp if header else message.time_stamp
         age = perf_counter() - frame.received
         if time.sec or time.nanosec:
-            now = self.get_clock().now()
-            age = (now - Time.from_msg(time, now.clock_type)).nanoseconds / 1e9
-        return message, Shown(frame.topic, Stamp(time.sec, time.nanosec),
-                              header.frame_id if header else '', age)
+            age = self.get_clock().now().nanoseconds / 1e9 - (time.sec + time.nanosec / 1e9)
+        frame_id = header.frame_id if header else ''
+        return message, Shown(frame.topic, Stamp(time.sec, time.nanosec), frame_id, age)
 
     def _now(self) -> Stamp:
         seconds, nanoseconds = self.get_clock().now().seconds_nanoseconds()
@@ -323,7 +340,8 @@ class VlmNode(LifecycleNode):
         if not outcome.error:
             self.get_logger().info(
                 f'{reply.finish_reason}: {reply.completion_tokens} tokens, first after '
-                f'{reply.timings.ttft_ms:.0f} ms, {reply.timings.tokens_per_second:.1f} tokens/s')
+                f'{reply.timings.ttft_ms:.0f} ms, {reply.timings.tokens_per_second:.1f} tokens/s'
+            )
 
     def _finish(self, status: int) -> None:
         if self._finished is not None:
@@ -413,14 +431,14 @@ def main(args: list[str] | None = None) -> None:
     stopping.set()
     ended = node.hush(STOP_SECONDS)
     thread.join(0.5)
-    if not ended or thread.is_alive():
-        # deep in a library, in a step that cannot be interrupted
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    node.destroy_node()
-    rclpy.try_shutdown()
-    sys.exit(status)
+    if ended and not thread.is_alive():
+        node.destroy_node()
+        rclpy.try_shutdown()
+    # What is left is either deep in a library, in a step that cannot be interrupted, or only the
+    # end of the interpreter, which takes seconds on a busy board.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def spin(node: VlmNode, stopping: threading.Event) -> None:

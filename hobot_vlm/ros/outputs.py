@@ -18,16 +18,17 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
 
+from .inbox import Prompt, Stamp
 from ..config import NodeConfig
 from ..values import Reply
-from .inbox import Prompt, Stamp
 
 REPLY_TOPIC = '/hobot_vlm/reply'
 
 SPOKEN = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 #: a late joiner gets the last one
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE,
-                     durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,14 @@ class Shown:
 
     def as_dict(self) -> dict[str, Any]:
         """Give the fields by name, for JSON."""
-        return {'topic': self.topic, 'stamp': self.stamp._asdict(), 'frame_id': self.frame_id,
-                'width': self.width, 'height': self.height, 'age': round(self.age, 3)}
+        return {
+            'topic': self.topic,
+            'stamp': self.stamp._asdict(),
+            'frame_id': self.frame_id,
+            'width': self.width,
+            'height': self.height,
+            'age': round(self.age, 3),
+        }
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,17 @@ class Outcome:
 
     def as_json(self) -> str:
         """Write the reply as it is published."""
-        return json.dumps({
-            **self.reply.as_dict(),
-            'prompt': self.prompt.text,
-            'stamp': self.stamp._asdict(),
-            'frame_id': self.shown[0].frame_id if self.shown else '',
-            'pictures': [shown.as_dict() for shown in self.shown],
-            'error': self.error,
-        }, ensure_ascii=False)
+        return json.dumps(
+            {
+                **self.reply.as_dict(),
+                'prompt': self.prompt.text,
+                'stamp': self.stamp._asdict(),
+                'frame_id': self.shown[0].frame_id if self.shown else '',
+                'pictures': [shown.as_dict() for shown in self.shown],
+                'error': self.error,
+            },
+            ensure_ascii=False,
+        )
 
 
 class Outputs:
@@ -95,7 +105,8 @@ class Outputs:
 
     def _publisher(self, kind: type, topic: str, qos: QoSProfile) -> Publisher:
         publisher = self._node.create_publisher(
-            kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies())
+            kind, topic, qos, qos_overriding_options=QoSOverridingOptions.with_default_policies()
+        )
         self._publishers.append(publisher)
         return publisher
 

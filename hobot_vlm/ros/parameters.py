@@ -13,7 +13,11 @@ import difflib
 from typing import Any
 
 from rcl_interfaces.msg import (
-    FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult)
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -24,24 +28,31 @@ FIELDS = {item.name: item for item in fields(NodeConfig)}
 LIVE = tuple(name for name, item in FIELDS.items() if item.metadata['live'])
 
 #: what ROS itself may set on any node
-OF_ROS = ('use_sim_time', 'qos_overrides.', 'start_type_description_service',
-          'diagnostic_updater.')
+OF_ROS = (
+    'use_sim_time',
+    'qos_overrides.',
+    'start_type_description_service',
+    'diagnostic_updater.',
+)
 
 
 def descriptor(item: Field[Any]) -> ParameterDescriptor:
     """Describe an option as ROS wants it."""
     meta = item.metadata
-    described = ParameterDescriptor(name=item.name, description=meta['doc'],
-                                    read_only=not meta['live'])
+    described = ParameterDescriptor(
+        name=item.name, description=meta['doc'], read_only=not meta['live']
+    )
     if meta['choices']:
         described.additional_constraints = 'one of ' + ', '.join(map(repr, meta['choices']))
     if meta['low'] is not None:
         if isinstance(item.default, float):
-            described.floating_point_range = [FloatingPointRange(
-                from_value=float(meta['low']), to_value=float(meta['high']))]
+            described.floating_point_range = [
+                FloatingPointRange(from_value=float(meta['low']), to_value=float(meta['high']))
+            ]
         else:
-            described.integer_range = [IntegerRange(
-                from_value=int(meta['low']), to_value=int(meta['high']), step=1)]
+            described.integer_range = [
+                IntegerRange(from_value=int(meta['low']), to_value=int(meta['high']), step=1)
+            ]
     return described
 
 
@@ -63,7 +74,7 @@ def declare(node: Node) -> NodeConfig:
 
 
 def spoken(item: Field[Any], value: Any) -> Any:
-    """Give a value as the user wrote it: ROS reads 42, true and [a, b] as other things than text."""
+    """Give a value as the user wrote it: ROS reads 42, true and [a, b] as more than text."""
     if not isinstance(item.default, str) or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -92,8 +103,11 @@ def current(node: Node, config: NodeConfig) -> NodeConfig:
 def check_change(config: NodeConfig, changes: Sequence[Parameter]) -> SetParametersResult:
     """Say whether parameters may be set, and why not."""
     try:
-        values = {change.name: checked(FIELDS[change.name], change.value)
-                  for change in changes if change.name in FIELDS}
+        values = {
+            change.name: checked(FIELDS[change.name], change.value)
+            for change in changes
+            if change.name in FIELDS
+        }
         valid(replace(config, **values))
     except ConfigError as exc:
         return SetParametersResult(successful=False, reason=str(exc))
@@ -108,14 +122,22 @@ def valid(config: NodeConfig) -> NodeConfig:
     """
     config.system_text()
     if config.trigger == 'image' and config.feed_type == 1 and not config.user_prompt:
-        raise ConfigError('trigger is image and user_prompt is empty: say in user_prompt what to '
-                          'ask about each picture', 'user_prompt')
+        raise ConfigError(
+            'trigger is image and user_prompt is empty: say in user_prompt what to '
+            'ask about each picture',
+            'user_prompt',
+        )
     if config.trigger == 'image' and config.feed_type != 1:
-        raise ConfigError(f'trigger is image and feed_type is {config.feed_type}: only feed_type '
-                          '1 subscribes to pictures', 'trigger')
+        raise ConfigError(
+            f'trigger is image and feed_type is {config.feed_type}: only feed_type '
+            '1 subscribes to pictures',
+            'trigger',
+        )
     if not topics_of(config):
-        raise ConfigError('ros_img_sub_topic_name is empty: expected at least one topic',
-                          'ros_img_sub_topic_name')
+        raise ConfigError(
+            'ros_img_sub_topic_name is empty: expected at least one topic',
+            'ros_img_sub_topic_name',
+        )
     return config
 
 

@@ -20,16 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .diagnostics import Statistics
+from .images import rgb_of
+from .inbox import Frame, Frames, Inbox, Prompt, Reset, Stamp, Work
+from .outputs import Outcome, Shown
 from ..config import Config, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..engine import Answer, VLM
 from ..errors import PictureError, VlmError
 from ..image import Pixels
 from ..text import SentenceSplitter
 from ..values import Reply
-from .diagnostics import Statistics
-from .images import rgb_of
-from .inbox import Frame, Frames, Inbox, Prompt, Reset, Stamp
-from .outputs import Outcome, Shown
 
 log = logging.getLogger('hobot_vlm.node')
 
@@ -84,10 +84,20 @@ class Worker:
     :param picture: the local picture; None: those of the cameras
     """
 
-    def __init__(self, vlm: VLM, inbox: Inbox, out: Listener, statistics: Statistics, *,
-                 settings: Callable[[], NodeConfig], unpack: Callable[[Frame], tuple[Any, Shown]],
-                 now: Callable[[], Stamp], on_wait: Callable[[list[int]], None],
-                 on_text: Callable[[str], None], picture: Pixels | None = None):
+    def __init__(
+        self,
+        vlm: VLM,
+        inbox: Inbox,
+        out: Listener,
+        statistics: Statistics,
+        *,
+        settings: Callable[[], NodeConfig],
+        unpack: Callable[[Frame], tuple[Any, Shown]],
+        now: Callable[[], Stamp],
+        on_wait: Callable[[list[int]], None],
+        on_text: Callable[[str], None],
+        picture: Pixels | None = None,
+    ):
         self._vlm = vlm
         self._inbox = inbox
         self._out = out
@@ -100,6 +110,7 @@ class Worker:
         self._picture = picture
         self._loaded = settings()
         self._chat = vlm.conversation()
+        self._stream: Answer | None = None
         self._prepared: Pictures | None = None
         self._last_look: npt.NDArray[np.float32] | None = None
         self._last_trigger = -math.inf
@@ -113,7 +124,7 @@ class Worker:
 
     def cancel(self) -> bool:
         """Stop the running answer; False when there is none."""
-        return self._inbox.cancel(self._vlm.cancel)
+        return self._inbox.cancel(self._stop_model)
 
     def stop(self, seconds: float | None = None) -> bool:
         """Stop the running answer and end the thread; False when it takes longer than that."""
@@ -126,6 +137,10 @@ class Worker:
             self._thread = None
         return True
 
+    def _stop_model(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+
     # -- what there is to do -----------------------------------------------------------------
 
     def _run(self) -> None:
@@ -133,19 +148,25 @@ class Worker:
             work = self._inbox.take(self._due)
             if work is None:
                 return
-            settings = self._settings()
-            if isinstance(work, Reset):
-                self._chat = self._vlm.conversation()
-            elif isinstance(work, Prompt):
-                if self._is_wake_word(work, settings):
-                    log.info('%s: encoding the picture ahead of the prompt', WAKE_WORD)
-                    self._prepare(self._inbox.pictures(work, self._on_wait))
-                else:
-                    self._answer(work, settings)
-            elif settings.trigger == 'image':
-                self._look(work, settings)
+            try:
+                self._do(work, self._settings())
+            except Exception:  # of ROS, on the way out; the next prompt is answered
+                log.exception('an answer was not handed out')
+
+    def _do(self, work: Work, settings: NodeConfig) -> None:
+        """Do the next thing."""
+        if isinstance(work, Reset):
+            self._chat.reset()
+        elif isinstance(work, Prompt):
+            if self._is_wake_word(work, settings):
+                log.info('%s: encoding the picture ahead of the prompt', WAKE_WORD)
+                self._prepare(self._inbox.pictures(work, self._on_wait))
             else:
-                self._prepare(work)
+                self._answer(work, settings)
+        elif settings.trigger == 'image':
+            self._look(work, settings)
+        else:
+            self._prepare(work)
 
     def _due(self) -> float:
         """Seconds until fresh pictures are wanted although no prompt waits."""
@@ -158,8 +179,11 @@ class Worker:
         return 0.0 if settings.pre_infer == 2 else math.inf
 
     def _is_wake_word(self, prompt: Prompt, settings: NodeConfig) -> bool:
-        return (settings.pre_infer == 1 and settings.feed_type == FEED_TOPICS
-                and prompt.text.strip(' \t\n。，！,.!') == WAKE_WORD)
+        return (
+            settings.pre_infer == 1
+            and settings.feed_type == FEED_TOPICS
+            and prompt.text.strip(' \t\n。，！,.!') == WAKE_WORD
+        )
 
     def _look(self, frames: Frames, settings: NodeConfig) -> None:
         """Answer ``user_prompt`` about fresh pictures."""
@@ -179,7 +203,7 @@ class Worker:
             return False
         before = self._last_look
         if before is not None and float(np.abs(look - before).mean()) <= SIMILAR:
-            return True                 # ``before`` stays: many small steps add up to a change
+            return True  # ``before`` stays: many small steps add up to a change
         self._last_look = look
         return False
 
@@ -188,10 +212,11 @@ class Worker:
         pictures = Pictures()
         try:
             self._read(frames, pictures)
-            for rgb in pictures.rgb:
-                self._vlm.prepare(rgb)
-            self._prepared = pictures
-        except Exception as exc:        # the prompt about them will meet it too, and report it
+            if pictures.rgb:
+                # leaves everything up to the question in the KV cache
+                self._vlm.ask('', pictures.rgb, n_predict=1)
+                self._prepared = pictures
+        except Exception as exc:  # the prompt about them will meet it too, and report it
             self._prepared = None
             log.warning('the pictures cannot be encoded ahead: %s', exc)
 
@@ -206,40 +231,35 @@ class Worker:
         3. Ask the model; hand out sentences as they are finished.
         4. Hand out the whole.
         """
-        pictures, stream, error = Pictures(), None, ''
+        pictures, error = Pictures(), ''
         sentences = SentenceSplitter()
-        last = perf_counter()
+        self._stream = None
         try:
             # 1. pictures
             self._show(pictures, prompt, settings)
-            if not prompt.cancelled:
+            if not prompt.cancelled.is_set():
                 # 2. bridge
                 phrases = [p.strip() for p in settings.cute_words.split(';') if p.strip()]
                 if phrases:
                     self._out.speak(random.choice(phrases))
                 # 3. ask
-                self._statistics.input_ms = 1e3 * (
-                    perf_counter() - max(prompt.received, pictures.arrived))
-                stream = self._ask(prompt, pictures, settings)
-                for chunk in stream:
-                    if prompt.cancelled:
-                        stream.close()
-                        break
-                    if not chunk.thinking:
-                        self._on_text(chunk.text)
-                        for piece in sentences.feed(chunk.text):
-                            self._out.speak(piece)
-                last = perf_counter()
+                arrived = max(prompt.received, pictures.arrived)
+                self._statistics.input_ms = 1e3 * (perf_counter() - arrived)
+                self._stream = self._ask(prompt, pictures, settings)
+                if prompt.cancelled.is_set():  # before there was something to stop
+                    self._stream.cancel()
+                self._hand_out(self._stream, sentences)
         except VlmError as exc:
             error = str(exc)
             log.error('no answer to %.60r: %s', prompt.text, exc)
-        except Exception as exc:            # whatever happens, the next prompt is answered
+        except Exception as exc:  # whatever happens, the next prompt is answered
             error = f'{type(exc).__name__}: {exc}'
             log.exception('no answer to %.60r', prompt.text)
         # 4. the whole
+        last = perf_counter()
         for piece in sentences.finish():
             self._out.speak(piece)
-        reply = stream.reply if stream else Reply('', 'cancelled')
+        reply = self._stream.reply if self._stream else Reply('', 'cancelled')
         if error:
             reply = replace(reply, finish_reason='error')
         outcome = Outcome(prompt, reply, tuple(pictures.shown), error)
@@ -247,11 +267,21 @@ class Worker:
         self._statistics.publish_ms = 1e3 * (perf_counter() - last)
         self._statistics.count(outcome)
 
+    def _hand_out(self, stream: Answer, sentences: SentenceSplitter) -> None:
+        """Speak an answer while it is made."""
+        for chunk in stream:
+            if not chunk.thinking:
+                self._on_text(chunk.text)
+                for piece in sentences.feed(chunk.text):
+                    self._out.speak(piece)
+
     def _ask(self, prompt: Prompt, pictures: Pictures, settings: NodeConfig) -> Answer:
         """Ask the model; options that changed since it was loaded go with the question."""
         options: dict[str, Any] = {
-            name: getattr(settings, name) for name in LIVE_OPTIONS
-            if getattr(settings, name) != getattr(self._loaded, name)}
+            name: getattr(settings, name)
+            for name in LIVE_OPTIONS
+            if getattr(settings, name) != getattr(self._loaded, name)
+        }
         ask = self._chat.stream if settings.feed_type == FEED_TEXT else self._vlm.stream
         return ask(prompt.text, pictures.rgb or None, **options)
 
@@ -275,11 +305,14 @@ class Worker:
         limit = settings.max_image_age
         for shown in pictures.shown if limit else ():
             if shown.age > limit:
-                what = (f'the picture of {shown.topic} is {shown.age:.1f} s old, and max_image_age '
-                        f'is {limit:g}')
+                what = (
+                    f'the picture of {shown.topic} is {shown.age:.1f} s old, and max_image_age '
+                    f'is {limit:g}'
+                )
                 if settings.old_images == 'refuse':
-                    raise PictureError(f'{what}: see whether its camera runs, or raise '
-                                       'max_image_age')
+                    raise PictureError(
+                        f'{what}: see whether its camera runs, or raise max_image_age'
+                    )
                 log.warning('%s', what)
 
     def _read(self, frames: Frames, pictures: Pictures) -> None:

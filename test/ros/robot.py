@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
+from functools import partial
 import json
 import os
 from pathlib import Path
@@ -20,23 +21,30 @@ import time
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
 import numpy as np
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-LIMIT = 30.0        # seconds; generous, because the machine may be busy
+LIMIT = 30.0  # seconds; generous, because the machine may be busy
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
-LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE,
-                     durability=DurabilityPolicy.TRANSIENT_LOCAL)
+LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
-SERVICES = {'cancel': Trigger, 'reset': Trigger, 'set_parameters': SetParameters,
-            'get_parameters': GetParameters, 'describe_parameters': DescribeParameters,
-            'change_state': ChangeState, 'get_state': GetState}
+SERVICES = {
+    'cancel': Trigger,
+    'reset': Trigger,
+    'set_parameters': SetParameters,
+    'get_parameters': GetParameters,
+    'describe_parameters': DescribeParameters,
+    'change_state': ChangeState,
+    'get_state': GetState,
+}
 
 
 def spelled(value):
@@ -54,8 +62,9 @@ class NodeProcess:
             command += ['-p', f'{name}:={spelled(value)}']
         self._out, self._err = log.with_suffix('.out'), log.with_suffix('.err')
         with open(self._out, 'w') as out, open(self._err, 'w') as err:
-            self.process = subprocess.Popen(command, stdout=out, stderr=err,
-                                            env=os.environ | (env or {}))
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=err, env=os.environ | (env or {})
+            )
 
     @property
     def out(self) -> str:
@@ -97,8 +106,10 @@ class Robot:
         for topic in ('/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply'):
             self.listen(topic, String)
         self.listen('/diagnostics', DiagnosticArray)
-        self._clients = {name: self.node.create_client(kind, f'/hobot_vlm/{name}')
-                         for name, kind in SERVICES.items()}
+        self._clients = {
+            name: self.node.create_client(kind, f'/hobot_vlm/{name}')
+            for name, kind in SERVICES.items()
+        }
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._running = True
@@ -122,6 +133,7 @@ class Robot:
 
     def listen(self, topic, kind, qos=RELIABLE):
         """Keep what comes on a topic; text as such, everything else as the message."""
+
         def keep(message):
             with self._changed:
                 self.heard[topic].append(message.data if kind is String else message)
@@ -151,11 +163,17 @@ class Robot:
 
     def wait_until_ready(self, node):
         """Wait until the node listens, and everything that it says is heard."""
+
         def ready():
             assert node.process.poll() is None, node.log
-            return ('ready' in node.log and self._prompts.get_subscription_count()
-                    and all(self.node.count_publishers(topic) for topic in (
-                        '/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply')))
+            return (
+                'ready' in node.log
+                and self._prompts.get_subscription_count()
+                and all(
+                    self.node.count_publishers(topic)
+                    for topic in ('/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply')
+                )
+            )
 
         self.wait('ready', ready)
 
@@ -170,11 +188,17 @@ class Robot:
 
     def settle(self):
         """Wait until every answer has been heard on every topic, and forget them."""
-        self.wait('as many results as answers', lambda: (
-            len(self.heard['/hobot_vlm/result'])
-            == sum(not reply['error'] for reply in self.replies())))
-        self.wait('speech of every answer', lambda: (
-            ''.join(self.heard['/tts_text']) == ''.join(self.heard['/hobot_vlm/result'])))
+        self.wait(
+            'as many results as answers',
+            lambda: (
+                len(self.heard['/hobot_vlm/result'])
+                == sum(not reply['error'] for reply in self.replies())
+            ),
+        )
+        self.wait(
+            'speech of every answer',
+            lambda: ''.join(self.heard['/tts_text']) == ''.join(self.heard['/hobot_vlm/result']),
+        )
         with self._changed:
             self.heard.clear()
 
@@ -193,8 +217,11 @@ class Robot:
         """Publish a prompt and wait for its reply."""
         before = len(self.heard['/hobot_vlm/reply'])
         self.say(text)
-        self.wait(f'a reply to {text[:60]!r}',
-                  lambda: len(self.heard['/hobot_vlm/reply']) > before, limit)
+        self.wait(
+            f'a reply to {text[:60]!r}',
+            lambda: len(self.heard['/hobot_vlm/reply']) > before,
+            limit,
+        )
         return json.loads(self.heard['/hobot_vlm/reply'][before])
 
     def camera(self, qos=RELIABLE, topic='/image', kind=Image):
@@ -222,10 +249,13 @@ class Robot:
                 if time.monotonic() > end:
                     raise TimeoutError(f'no reply about the picture within {limit} s')
                 self._images.publish(message)
-                self.listen_for(0.2, lambda: len(self.heard['/hobot_vlm/reply']) > before)
+                self.listen_for(0.2, partial(self._has_replies, before + 1))
             reply = json.loads(self.heard['/hobot_vlm/reply'][before])
             if reply['stamp']['sec'] == self._stamp:
                 return reply
+
+    def _has_replies(self, count):
+        return len(self.heard['/hobot_vlm/reply']) >= count
 
     def call(self, service, request=None):
         """Call one of the node's services."""

@@ -3,16 +3,16 @@
 from array import array
 from types import SimpleNamespace
 
-from hypothesis import given, settings, strategies as st
+from hobot_vlm.errors import PictureError
+from hobot_vlm.ros import images
+from hobot_vlm.ros.images import LAYOUTS, rgb_of, to_rgb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 from sensor_msgs.msg import CompressedImage, Image
 
-from hobot_vlm.errors import PictureError
-from hobot_vlm.ros import images
-from hobot_vlm.ros.images import LAYOUTS, rgb_of, to_rgb
-
-settings.register_profile('ros', deadline=None)      # the machine may be busy
+settings.register_profile('ros', deadline=None)  # the machine may be busy
 settings.load_profile('ros')
 
 sides = st.integers(1, 33)
@@ -23,15 +23,21 @@ seeds = st.integers(0, 2**32 - 1)
 def message(encoding, rows, width, height, padding=0, big_endian=False):
     """Pack rows of bytes, one per row of the message, into an Image with padded steps."""
     padded = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xA5)
-    msg = Image(encoding=encoding, height=height, width=width, step=padded.shape[1],
-                is_bigendian=int(big_endian))
+    msg = Image(
+        encoding=encoding,
+        height=height,
+        width=width,
+        step=padded.shape[1],
+        is_bigendian=int(big_endian),
+    )
     msg.data = array('B', padded.tobytes())
     return msg
 
 
 def noise(seed, *shape, dtype=np.uint8):
-    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype,
-                                                endpoint=True)
+    return np.random.default_rng(seed).integers(
+        0, np.iinfo(dtype).max, shape, dtype, endpoint=True
+    )
 
 
 def bt601(y, u, v):
@@ -45,8 +51,12 @@ def bt601(y, u, v):
 @given(height=sides, width=sides, padding=paddings, seed=seeds)
 def test_colour_orders(height, width, padding, seed):
     rgba = noise(seed, height, width, 4)
-    for encoding, order in {'rgb8': [0, 1, 2], 'bgr8': [2, 1, 0], 'rgba8': [0, 1, 2, 3],
-                            'bgra8': [2, 1, 0, 3]}.items():
+    for encoding, order in {
+        'rgb8': [0, 1, 2],
+        'bgr8': [2, 1, 0],
+        'rgba8': [0, 1, 2, 3],
+        'bgra8': [2, 1, 0, 3],
+    }.items():
         rows = rgba[..., order].reshape(height, -1)
         got = rgb_of(message(encoding, rows, width, height, padding))
         np.testing.assert_array_equal(got, rgba[..., :3], encoding)
@@ -72,22 +82,32 @@ def test_grey(height, width, padding, seed):
     np.testing.assert_array_equal(got, np.repeat(grey[..., None], 3, axis=-1))
 
 
-@given(height=sides, width=sides, padding=paddings, seed=seeds,
-       encoding=st.sampled_from(['yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv']))
+@given(
+    height=sides,
+    width=sides,
+    padding=paddings,
+    seed=seeds,
+    encoding=st.sampled_from(['yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv']),
+)
 def test_yuv_422(height, width, padding, seed, encoding):
     width *= 2
     y, u, v = noise(seed, height, width), *noise(seed, 2, height, width // 2)
     rows = np.empty((height, width // 2, 4), np.uint8)
     order = [0, 1, 2, 3] if encoding in ('yuv422', 'uyvy') else [1, 0, 3, 2]
-    for place, plane in zip(order, (u, y[:, 0::2], v, y[:, 1::2])):
+    for place, plane in zip(order, (u, y[:, 0::2], v, y[:, 1::2]), strict=True):
         rows[..., place] = plane
     got = rgb_of(message(encoding, rows.reshape(height, -1), width, height, padding))
     want = bt601(y, u.repeat(2, 1), v.repeat(2, 1))
     assert np.abs(got - want).max() <= 2
 
 
-@given(height=sides, width=sides, padding=paddings, seed=seeds,
-       encoding=st.sampled_from(['nv12', 'nv21', 'NV12']))
+@given(
+    height=sides,
+    width=sides,
+    padding=paddings,
+    seed=seeds,
+    encoding=st.sampled_from(['nv12', 'nv21', 'NV12']),
+)
 def test_yuv_420(height, width, padding, seed, encoding):
     height, width = 2 * height, 2 * width
     y, u, v = noise(seed, height, width), *noise(seed, 2, height // 2, width // 2)
@@ -120,11 +140,14 @@ def test_rgb8_is_a_view():
 
 
 @settings(max_examples=1000)
-@given(encoding=st.sampled_from([*LAYOUTS, '', 'rgb', '32FC1', 'x' * 300, '\N{SNOWMAN}']),
-       height=st.one_of(st.integers(0, 40), st.just(2**32 - 1)),
-       width=st.one_of(st.integers(0, 40), st.just(2**32 - 1)),
-       step=st.one_of(st.integers(0, 200), st.just(2**32 - 1)),
-       size=st.integers(0, 4000), big=st.booleans())
+@given(
+    encoding=st.sampled_from([*LAYOUTS, '', 'rgb', '32FC1', 'x' * 300, '\N{SNOWMAN}']),
+    height=st.one_of(st.integers(0, 40), st.just(2**32 - 1)),
+    width=st.one_of(st.integers(0, 40), st.just(2**32 - 1)),
+    step=st.one_of(st.integers(0, 200), st.just(2**32 - 1)),
+    size=st.integers(0, 4000),
+    big=st.booleans(),
+)
 def test_messages_that_lie(encoding, height, width, step, size, big):
     """Whatever the numbers say: a picture of that size, or a PictureError; never a crash."""
     try:
@@ -135,14 +158,17 @@ def test_messages_that_lie(encoding, height, width, step, size, big):
         assert got.shape == (height, width, 3) and got.dtype == np.uint8
 
 
-@pytest.mark.parametrize('change, says', [
-    ({'encoding': 'rgb9'}, "encoding 'rgb9' is unknown: expected one of bayer"),
-    ({'height': 0}, 'of 4x0 is empty'),
-    ({'width': 5}, 'step of 12 bytes: expected at least 15'),
-    ({'height': 3}, '24 bytes of data: expected 36'),
-    ({'height': 1}, '24 bytes of data: expected 12'),
-    ({'data': array('B')}, '0 bytes of data: expected 24'),
-])
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        ({'encoding': 'rgb9'}, "encoding 'rgb9' is unknown: expected one of bayer"),
+        ({'height': 0}, 'of 4x0 is empty'),
+        ({'width': 5}, 'step of 12 bytes: expected at least 15'),
+        ({'height': 3}, '24 bytes of data: expected 36'),
+        ({'height': 1}, '24 bytes of data: expected 12'),
+        ({'data': array('B')}, '0 bytes of data: expected 24'),
+    ],
+)
 def test_a_broken_message_says_what_is_wrong(change, says):
     msg = message('rgb8', noise(0, 2, 12), 4, 2)
     for name, value in change.items():
@@ -167,7 +193,9 @@ def test_compressed(tmp_path):
         Pillow.fromarray(rgb // 128 * 8 + 100).save(file, kind)
         msg = CompressedImage(format=kind, data=array('B', file.getvalue()))
         got = rgb_of(msg)
-        assert np.abs(got.astype(int) - (rgb // 128 * 8 + 100)).max() <= (0 if kind == 'png' else 20)
+        assert np.abs(got.astype(int) - (rgb // 128 * 8 + 100)).max() <= (
+            0 if kind == 'png' else 20
+        )
     with pytest.raises(PictureError, match="format 'png', 9 bytes"):
         rgb_of(CompressedImage(format='png', data=array('B', b'no image.')))
     with pytest.raises(PictureError, match='compressedDepth'):
@@ -177,10 +205,17 @@ def test_compressed(tmp_path):
 def hbm(**changes):
     """Make what hbm_img_msgs/HbmMsg1080P arrives as: fixed arrays, most of them unused."""
     data = np.zeros(6220800, np.uint8)
-    data[:16 * 8] = 120
-    data[16 * 8:16 * 12] = 128
-    fields = {'index': 0, 'height': 8, 'width': 16, 'data_size': 192, 'step': 16,
-              'encoding': np.frombuffer(b'nv12'.ljust(12, b'\0'), np.uint8), 'data': data}
+    data[: 16 * 8] = 120
+    data[16 * 8 : 16 * 12] = 128
+    fields = {
+        'index': 0,
+        'height': 8,
+        'width': 16,
+        'data_size': 192,
+        'step': 16,
+        'encoding': np.frombuffer(b'nv12'.ljust(12, b'\0'), np.uint8),
+        'data': data,
+    }
     return SimpleNamespace(**(fields | changes))
 
 

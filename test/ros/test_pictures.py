@@ -4,6 +4,7 @@ from array import array
 import json
 
 import cv2
+from hobot_vlm.values import Reply
 import numpy as np
 from PIL import Image as Pillow
 import pytest
@@ -11,8 +12,6 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
-
-from hobot_vlm.values import Reply
 
 from .conftest import SAMPLE
 from .robot import BEST_EFFORT, image, LATCHED, NodeProcess, RELIABLE
@@ -50,8 +49,10 @@ def test_speech_result_and_reply_agree(robot, node, rgb, answer):
         reply = robot.ask(prompt)
         texts.append(reply['text'])
         robot.wait('the result', lambda: robot.heard['/hobot_vlm/result'])
-        robot.wait('all of the speech',
-                   lambda text=reply['text']: ''.join(robot.heard['/tts_text']) == text)
+        robot.wait(
+            'all of the speech',
+            lambda text=reply['text']: ''.join(robot.heard['/tts_text']) == text,
+        )
         assert len(robot.heard['/tts_text']) > 1
         assert robot.heard['/hobot_vlm/result'] == [reply['text']]
     assert texts[0] == texts[2] == answer['text']
@@ -65,13 +66,19 @@ def test_the_reply(robot, node, rgb):
     assert reply['frame_id'] == 'front'
     assert reply['finish_reason'] == 'stop'
     assert reply['image_tokens'] > 0
-    picture, = reply['pictures']
+    (picture,) = reply['pictures']
     assert picture['topic'] == '/image'
     assert picture['stamp'] == reply['stamp']
     assert (picture['height'], picture['width']) == rgb.shape[:2]
-    assert picture['age'] > 1e9             # the test stamps pictures with the year 1970
-    assert set(reply['timings']) == {'preprocess_ms', 'encode_ms', 'prefill_ms', 'ttft_ms',
-                                     'decode_ms', 'tokens_per_second'}
+    assert picture['age'] > 1e9  # the test stamps pictures with the year 1970
+    assert set(reply['timings']) == {
+        'preprocess_ms',
+        'encode_ms',
+        'prefill_ms',
+        'ttft_ms',
+        'decode_ms',
+        'tokens_per_second',
+    }
 
 
 def test_ten_prompts_at_once(robot, node, answer):
@@ -95,12 +102,14 @@ def yuv420(rgb, order):
 def yuv422(rgb, luma_first):
     yuv = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420).reshape(-1)
     height, width = rgb.shape[:2]
-    y = yuv[:height * width].reshape(height, width)
-    u, v = (plane.reshape(height // 2, width // 2).repeat(2, 0)
-            for plane in np.split(yuv[height * width:], 2))
+    y = yuv[: height * width].reshape(height, width)
+    u, v = (
+        plane.reshape(height // 2, width // 2).repeat(2, 0)
+        for plane in np.split(yuv[height * width :], 2)
+    )
     rows = np.empty((height, width // 2, 4), np.uint8)
     places = (0, 2, 1, 3) if luma_first else (1, 3, 0, 2)
-    for place, plane in zip(places, (y[:, 0::2], y[:, 1::2], u, v)):
+    for place, plane in zip(places, (y[:, 0::2], y[:, 1::2], u, v), strict=True):
         rows[..., place] = plane
     return rows.reshape(height, -1)
 
@@ -130,28 +139,53 @@ def packed(rgb, encoding):
     return rgba[..., ['rgba'.index(c) for c in encoding[:-1]]].reshape(height, -1)
 
 
-@pytest.mark.parametrize('encoding', [
-    'rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', 'mono16', 'nv12', 'nv21', 'yuv422', 'yuv422_yuy2',
-    'bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8'])
+@pytest.mark.parametrize(
+    'encoding',
+    [
+        'rgb8',
+        'bgr8',
+        'rgba8',
+        'bgra8',
+        'mono8',
+        'mono16',
+        'nv12',
+        'nv21',
+        'yuv422',
+        'yuv422_yuy2',
+        'bayer_rggb8',
+        'bayer_bggr8',
+        'bayer_gbrg8',
+        'bayer_grbg8',
+    ],
+)
 def test_every_encoding_gives_the_same_answer(robot, node, rgb, answer, encoding):
     expected = answer['text']
     if encoding.startswith('mono'):
         rgb = np.repeat(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
         expected = robot.ask_about(image(rgb), QUESTION)['text']
     rows = np.pad(packed(rgb, encoding), ((0, 0), (0, 6)))
-    message = Image(encoding=encoding, height=rgb.shape[0], width=rgb.shape[1], step=rows.shape[1],
-                    data=array('B', rows.tobytes()))
+    message = Image(
+        encoding=encoding,
+        height=rgb.shape[0],
+        width=rgb.shape[1],
+        step=rows.shape[1],
+        data=array('B', rows.tobytes()),
+    )
     assert robot.ask_about(message, QUESTION)['text'] == expected
 
 
-@pytest.mark.parametrize('change, says', [
-    ({'height': 3}, 'bytes of data: expected'),
-    ({'encoding': 'rgb9'}, "encoding 'rgb9' is unknown"),
-    ({'height': 0}, 'is empty'),
-    ({'width': 2**32 - 1, 'step': 2**32 - 1}, 'expected at least'),
-])
-def test_a_broken_message_is_reported_and_the_next_answered(robot, node, rgb, answer, change,
-                                                            says):
+@pytest.mark.parametrize(
+    'change, says',
+    [
+        ({'height': 3}, 'bytes of data: expected'),
+        ({'encoding': 'rgb9'}, "encoding 'rgb9' is unknown"),
+        ({'height': 0}, 'is empty'),
+        ({'width': 2**32 - 1, 'step': 2**32 - 1}, 'expected at least'),
+    ],
+)
+def test_a_broken_message_is_reported_and_the_next_answered(
+    robot, node, rgb, answer, change, says
+):
     message = image(rgb, frame_id='broken')
     for name, value in change.items():
         setattr(message, name, value)
@@ -160,8 +194,10 @@ def test_a_broken_message_is_reported_and_the_next_answered(robot, node, rgb, an
     assert (reply['text'], reply['finish_reason']) == ('', 'error')
     assert reply['frame_id'] == 'broken'
     assert says in node.log
-    robot.wait('an error on /diagnostics', lambda: robot.status().level == b'\2'
-               and says in robot.status().message)
+    robot.wait(
+        'an error on /diagnostics',
+        lambda: robot.status().level == b'\2' and says in robot.status().message,
+    )
     assert robot.ask_about(image(rgb), QUESTION)['text'] == answer['text']
     robot.wait('no error on /diagnostics', lambda: robot.status().level == b'\0')
 
@@ -180,12 +216,12 @@ def test_odd_prompts_are_answered(robot, node, answer):
 
 def test_the_camera_may_change_what_it_offers(robot, node, rgb, answer):
     """A best-effort camera after a reliable one, and back: image_qos auto follows."""
-    small = cv2.resize(rgb, (160, 90))      # one datagram: what is lost in parts is not in question
+    small = cv2.resize(rgb, (160, 90))  # one datagram, because big pictures may lose parts
     expected = robot.ask_about(image(small), QUESTION)['text']
     for qos in (BEST_EFFORT, RELIABLE):
         robot.camera(qos)
         assert robot.ask_about(image(small), QUESTION)['text'] == expected
-        assert f"subscribed {'best effort' if qos is BEST_EFFORT else 'reliable'}" in node.log
+        assert f'subscribed {"best effort" if qos is BEST_EFFORT else "reliable"}' in node.log
 
 
 def test_a_late_joiner_gets_the_last_result(robot, node, answer):
@@ -201,16 +237,21 @@ def test_a_late_joiner_gets_the_last_result(robot, node, answer):
 
 # -- parameters while it runs --------------------------------------------------------------------
 
+
 def value_of(value):
-    kinds = {bool: ('BOOL', 'bool_value'), int: ('INTEGER', 'integer_value'),
-             float: ('DOUBLE', 'double_value'), str: ('STRING', 'string_value')}
+    kinds = {
+        bool: ('BOOL', 'bool_value'),
+        int: ('INTEGER', 'integer_value'),
+        float: ('DOUBLE', 'double_value'),
+        str: ('STRING', 'string_value'),
+    }
     kind, name = kinds[type(value)]
     return ParameterValue(type=getattr(ParameterType, f'PARAMETER_{kind}'), **{name: value})
 
 
 def set_parameter(robot, name, value):
     request = SetParameters.Request(parameters=[Parameter(name=name, value=value_of(value))])
-    result, = robot.call('set_parameters', request).results
+    (result,) = robot.call('set_parameters', request).results
     return result
 
 
@@ -222,15 +263,18 @@ def test_a_live_parameter_applies_to_the_next_answer(robot, node, answer):
     assert robot.ask(QUESTION)['finish_reason'] == 'stop'
 
 
-@pytest.mark.parametrize('name, value, reason', [
-    ('temperature', 11.0, 'out of range'),
-    ('temperature', 'hot', 'type'),
-    ('trigger', 'clock', "trigger is 'clock': expected one of 'prompt', 'image'"),
-    ('trigger', 'image', 'user_prompt is empty'),
-    ('system_prompt', '/no/such/file.txt', 'there is no file /no/such/file.txt'),
-    ('n_ctx', 128, 'read-only'),
-    ('feed_type', 2, 'read-only'),
-])
+@pytest.mark.parametrize(
+    'name, value, reason',
+    [
+        ('temperature', 11.0, 'out of range'),
+        ('temperature', 'hot', 'type'),
+        ('trigger', 'clock', "trigger is 'clock': expected one of 'prompt', 'image'"),
+        ('trigger', 'image', 'user_prompt is empty'),
+        ('system_prompt', '/no/such/file.txt', 'there is no file /no/such/file.txt'),
+        ('n_ctx', 128, 'read-only'),
+        ('feed_type', 2, 'read-only'),
+    ],
+)
 def test_a_wrong_value_is_refused_with_a_reason(robot, node, name, value, reason):
     result = set_parameter(robot, name, value)
     assert not result.successful
@@ -243,16 +287,20 @@ def test_every_parameter_is_described(robot, node):
     from hobot_vlm.config import NodeConfig
 
     options = fields(NodeConfig)
-    described = robot.call('describe_parameters', DescribeParameters.Request(
-        names=[option.name for option in options])).descriptors
-    for option, descriptor in zip(options, described):
+    described = robot.call(
+        'describe_parameters',
+        DescribeParameters.Request(names=[option.name for option in options]),
+    ).descriptors
+    for option, descriptor in zip(options, described, strict=True):
         assert descriptor.name == option.name
         assert descriptor.description == option.metadata['doc']
         assert descriptor.read_only == (not option.metadata['live'])
         bounds = [*descriptor.integer_range, *descriptor.floating_point_range]
         if option.metadata['low'] is not None:
             assert (bounds[0].from_value, bounds[0].to_value) == (
-                option.metadata['low'], option.metadata['high'])
+                option.metadata['low'],
+                option.metadata['high'],
+            )
         for choice in option.metadata['choices']:
             assert repr(choice) in descriptor.additional_constraints
 

@@ -27,6 +27,7 @@ def sample_answer():
 
 # -- feed_type 0 ---------------------------------------------------------------------------------
 
+
 def test_a_local_picture(robot, start, sample_answer):
     """The bundled picture: printed, published, exit 0."""
     robot.clear()
@@ -41,14 +42,17 @@ def test_a_local_picture_that_stays(robot, start, sample_answer, tmp_path):
     path = tmp_path / 'picture.png'
     Pillow.open(SAMPLE).save(path)
     node = start(image=path, stay_alive=1, user_prompt=42)
-    robot.wait('an answer to user_prompt', lambda: robot.replies()[-1:]
-               and robot.replies()[-1]['prompt'] == '42')
+    robot.wait(
+        'an answer to user_prompt',
+        lambda: robot.replies()[-1:] and robot.replies()[-1]['prompt'] == '42',
+    )
     assert robot.ask(QUESTION)['text'] == sample_answer
     status, seconds = node.stop(signal.SIGTERM)
     assert (status, seconds < 2) == (0, True), node.log
 
 
 # -- signals, cancel, reset ----------------------------------------------------------------------
+
 
 def begun(robot):
     """Wait until an answer is being spoken or counted as running."""
@@ -90,16 +94,20 @@ def test_a_signal_during_generation(robot, start, number):
     assert status == 0, node.log
     assert seconds < 2
     assert 'Traceback' not in node.log
-    robot.wait('what there is of the answer', lambda: robot.replies()
-               and robot.replies()[0]['finish_reason'] == 'cancelled')
+    robot.wait(
+        'what there is of the answer',
+        lambda: robot.replies() and robot.replies()[0]['finish_reason'] == 'cancelled',
+    )
 
 
 def test_prompts_that_wait_at_the_end_are_refused(robot, start):
     node = start(**ENDLESS)
     begun(robot)
     robot.say('And then?')
-    robot.wait('it waits', lambda: any(
-        v.key == 'prompts waiting' and v.value == '1' for v in robot.status().values))
+    robot.wait(
+        'it waits',
+        lambda: any(v.key == 'prompts waiting' and v.value == '1' for v in robot.status().values),
+    )
     assert node.stop()[0] == 0
     robot.wait('both replies', lambda: len(robot.replies()) == 2)
     assert 'before this prompt had its turn' in robot.replies()[1]['error']
@@ -107,8 +115,9 @@ def test_prompts_that_wait_at_the_end_are_refused(robot, start):
 
 # -- turns without pictures ----------------------------------------------------------------------
 
+
 def test_turns_without_pictures(robot, start):
-    """A model without picture markers; what was said before is remembered and not decoded again."""
+    """A model without picture markers; what was said before is not decoded again."""
     start(feed_type=2, llm_model_name=PLAIN, n_predict=8)
     before = 0
     for turn in range(3):
@@ -124,6 +133,7 @@ def test_turns_without_pictures(robot, start):
 
 # -- pictures with the transports of a default installation --------------------------------------
 
+
 def test_default_transports_and_a_prompt_before_the_picture(robot, start, sample_answer, ros):
     """A prompt waits for the first picture; and that comes, although the middleware is as is."""
     node = start(feed_type=1, env={'FASTDDS_BUILTIN_TRANSPORTS': 'DEFAULT'})
@@ -136,7 +146,7 @@ def test_default_transports_and_a_prompt_before_the_picture(robot, start, sample
     robot.say(QUESTION)
     rgb = np.asarray(Pillow.open(SAMPLE).convert('RGB').resize((1920, 1080)))
     camera = robot.camera(RELIABLE)
-    end = lambda: len(robot.replies()) == 2    # noqa: E731
+    end = lambda: len(robot.replies()) == 2  # noqa: E731
     while not end():
         camera.publish(image(rgb))
         try:
@@ -145,24 +155,28 @@ def test_default_transports_and_a_prompt_before_the_picture(robot, start, sample
             continue
     reply = robot.replies()[1]
     assert reply['error'] == ''
-    picture, = reply['pictures']
+    (picture,) = reply['pictures']
     assert (picture['width'], picture['height']) == (1920, 1080)
 
 
 # -- errors at the start -------------------------------------------------------------------------
 
-@pytest.mark.parametrize('parameters, says', [
-    ({'image': '/no/such/picture.png'}, '/no/such/picture.png'),
-    ({'image': __file__}, 'test_processes.py'),
-    ({'llm_model_name': '/no/such/model.gguf'}, '/no/such/model.gguf'),
-    ({'model': 'dmeo'}, 'demo'),
-    ({'feed_type': 1, 'llm_model_name': PLAIN}, 'has no vision encoder'),
-    ({'temperature': 11}, 'temperature is 11.0: expected 0.0 to 10.0'),
-    ({'feed_type': 3}, 'feed_type is 3: expected one of 0, 1, 2'),
-    ({'n_predict': 'many'}, "n_predict is 'many': expected a whole number"),
-    ({'feed_type': 1, 'is_shared_mem_sub': 1}, 'hbm_img_msgs'),
-    ({'system_prompt': '/no/such/file.txt'}, 'there is no file /no/such/file.txt'),
-])
+
+@pytest.mark.parametrize(
+    'parameters, says',
+    [
+        ({'image': '/no/such/picture.png'}, '/no/such/picture.png'),
+        ({'image': __file__}, 'test_processes.py'),
+        ({'llm_model_name': '/no/such/model.gguf'}, '/no/such/model.gguf'),
+        ({'model': 'dmeo'}, 'demo'),
+        ({'feed_type': 1, 'llm_model_name': PLAIN}, 'has no vision encoder'),
+        ({'temperature': 11}, 'temperature is 11.0: expected 0.0 to 10.0'),
+        ({'feed_type': 3}, 'feed_type is 3: expected one of 0, 1, 2'),
+        ({'n_predict': 'many'}, "n_predict is 'many': expected a whole number"),
+        ({'feed_type': 1, 'is_shared_mem_sub': 1}, 'hbm_img_msgs'),
+        ({'system_prompt': '/no/such/file.txt'}, 'there is no file /no/such/file.txt'),
+    ],
+)
 def test_a_start_that_fails_says_why(robot, start, parameters, says):
     node = start(ready=False, **parameters)
     assert node.wait() == 1

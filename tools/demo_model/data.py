@@ -97,18 +97,24 @@ class Sequences:
         around = self.id['<fake_token_around_image>']
         return [around, self.id['<global-img>'], *[-1 - number] * self.image_tokens, around]
 
-    def make(self, rng: np.random.Generator, turns: int) -> tuple[list[int], list[int]]:
+    def make(self, rng: np.random.Generator,
+             turns: int) -> tuple[list[int], list[int], list[float]]:
         """
         Make one conversation.
 
-        :return: token ids (-1 - number: embedding slots of that scene of the pool), labels
+        A token counts by one over the square root of its answer's length: a yes or no would
+        otherwise drown in long descriptions.
+
+        :return: token ids (-1 - number: embedding slots of that scene of the pool), labels, and
+            how much each counts
         """
-        ids, labels = [self.id['<|im_start|>']], [ASIDE]
+        ids, labels, weights = [self.id['<|im_start|>']], [ASIDE], [0.0]
         pictures: list[int] = []            # numbers of scenes
 
         def add(more: list[int], learn: bool = False) -> None:
             ids.extend(more)
             labels.extend(more if learn else [ASIDE] * len(more))
+            weights.extend([len(more) ** -0.5] * len(more))
 
         end = self.id['<end_of_utterance>']
         if rng.random() < 0.2:
@@ -140,7 +146,7 @@ class Sequences:
             add([*self.text(asked), end, *self.text('\n'), *self.text('Assistant:')])
             add([*self.text(' ' + answer), end], learn=True)
             add(self.text('\n'))
-        return ids, labels
+        return ids, labels, weights
 
     @staticmethod
     def without_picture(rng: np.random.Generator, chinese: bool) -> tuple[str, str]:

@@ -70,7 +70,7 @@ class Vision(nn.Module):
         self.shape = shape
         channels = [3, 32, 64, 128, shape.width]
         layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:]):
+        for before, after in zip(channels, channels[1:], strict=False):
             layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after),
                        nn.ReLU()]
             if after == 128:

@@ -160,7 +160,7 @@ def _place(rng: np.random.Generator, scene: Scene, chosen: list[int], smallest: 
     if scene.arrangement == 'one':
         scene.things[0].place = cell(scene.things[0].cx, scene.things[0].cy)
     else:
-        for thing, place in zip(scene.things, ARRANGEMENT_WORDS[scene.arrangement]):
+        for thing, place in zip(scene.things, ARRANGEMENT_WORDS[scene.arrangement], strict=True):
             thing.place = place
     return True
 
@@ -434,7 +434,7 @@ def question(rng: np.random.Generator, scene: Scene, chinese: bool,
     """
     what = what or str(rng.choice(
         ['describe', 'place', 'count', 'is', 'colour', 'where', 'total'],
-        p=[0.40, 0.18, 0.13, 0.13, 0.06, 0.06, 0.04]))
+        p=[0.29, 0.14, 0.22, 0.25, 0.03, 0.04, 0.03]))
 
     def one_of(english: tuple[str, ...], zh: tuple[str, ...]) -> str:
         return str(rng.choice(zh if chinese else english))

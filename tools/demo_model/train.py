@@ -18,6 +18,7 @@ import time
 
 import cv2
 import numpy as np
+from tokenizers import Tokenizer
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -65,17 +66,20 @@ def conversations(sequences: data.Sequences, rng: np.random.Generator, batch: in
                   turns: int) -> list[dict[str, torch.Tensor]]:
     """Make several batches, each of sequences of like length."""
     made = sorted((sequences.make(rng, turns) for _ in range(4 * batch)),
-                  key=lambda pair: len(pair[0]))
+                  key=lambda one: len(one[0]))
     batches = []
     for start in rng.permutation(range(0, 4 * batch, batch)):
         rows = made[start:start + batch]
         longest = -(-len(rows[-1][0]) // 8) * 8
         ids = np.zeros((batch, longest), np.int64)
         labels = np.full((batch, longest), data.ASIDE, np.int64)
-        for i, (row, learned) in enumerate(rows):
+        weights = np.zeros((batch, longest), np.float32)
+        for i, (row, learned, weight) in enumerate(rows):
             ids[i, :len(row)] = row
             labels[i, :len(row) - 1] = learned[1:]
-        batches.append({'ids': torch.from_numpy(ids), 'labels': torch.from_numpy(labels)})
+            weights[i, :len(row) - 1] = weight[1:]
+        batches.append({'ids': torch.from_numpy(ids), 'labels': torch.from_numpy(labels),
+                        'weights': torch.from_numpy(weights)})
     return batches
 
 
@@ -103,7 +107,8 @@ def answer_loss(model: DemoModel, batch: dict[str, torch.Tensor],
     keep = wanted != data.ASIDE
     logits = F.linear(model.decoder(x)[keep], model.decoder.embed.weight).float()
     right = (logits.argmax(1) == wanted[keep]).float().mean()
-    return F.cross_entropy(logits, wanted[keep]), float(right)
+    each, weights = F.cross_entropy(logits, wanted[keep], reduction='none'), batch['weights'][keep]
+    return (each * weights).sum() / weights.sum(), float(right)
 
 
 def run(name: str, minutes: float, rate: float, weights: list[torch.nn.Parameter],
@@ -154,7 +159,9 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    tokenizer = data.train_tokenizer(Shape.vocab)
+    # weights go with the vocabulary that they were trained with
+    tokenizer = (Tokenizer.from_file(str(args.resume.parent / 'tokenizer.json')) if args.resume
+                 else data.train_tokenizer(Shape.vocab))
     tokenizer.save(str(args.out / 'tokenizer.json'))
     shape = Shape(vocab=tokenizer.get_vocab_size())
     model = DemoModel(shape).to(memory_format=torch.channels_last)

@@ -1,0 +1,267 @@
+"""What the documents say: tables, links, options and examples agree with the code."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
+import json
+from pathlib import Path
+import re
+import shlex
+import warnings
+import xml.etree.ElementTree as ElementTree
+
+from hobot_vlm import catalogue, cli
+from hobot_vlm.config import NodeConfig
+import pytest
+
+ROOT = Path(__file__).parents[1]
+READMES = ('README.md', 'README_cn.md')
+PAIRS = (READMES, ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'))
+DOCS = [ROOT / name for name in (*READMES, 'CONTRIBUTING.md', 'hobot_vlm/demo/MODEL_CARD.md')]
+DOCS += sorted((ROOT / 'docs').glob('*.md'))
+EACH = pytest.mark.parametrize('path', DOCS, ids=lambda path: path.stem)
+PARAMETERS = {item.name for item in fields(NodeConfig)}
+
+
+def prose(text: str) -> str:
+    """Give a document without its code blocks."""
+    return re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf'^```{language}\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+
+
+def command_lines(path: Path) -> list[list[str]]:
+    """Give the commands of all shell blocks, in words."""
+    found = []
+    for block in blocks(path.read_text(encoding='utf-8'), 'bash'):
+        for line in block.replace('\\\n', ' ').splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch('[A-Z_]+=.*', words[0]):
+                words.pop(0)
+            if words:
+                found.append(words)
+    return found
+
+
+def anchors(text: str) -> set[str]:
+    """Give the anchors that GitHub makes of the headings."""
+    headings = re.findall(r'^#+ (.*)$', prose(text), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', h).strip().lower().replace(' ', '-') for h in headings}
+
+
+@pytest.fixture(scope='module')
+def make_tables():
+    spec = spec_from_file_location('make_tables', ROOT / 'tools' / 'make_tables.py')
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', READMES)
+def test_the_table_of_parameters_is_up_to_date(make_tables, name):
+    text = (ROOT / name).read_text(encoding='utf-8')
+    assert text == make_tables.with_table(text, chinese=name == 'README_cn.md'), (
+        'run: python tools/make_tables.py'
+    )
+    described = re.findall(r'^\| `(\w+)`', text.partition(make_tables.BEGIN)[2], re.MULTILINE)
+    assert set(described) >= PARAMETERS
+
+
+def test_every_parameter_has_chinese_words_and_no_other(make_tables):
+    assert set(make_tables.CHINESE) == PARAMETERS
+    assert all(re.search('[\u4e00-\u9fff]', words) for words in make_tables.CHINESE.values())
+
+
+@pytest.mark.parametrize(
+    ('name', 'phrase'), [('README.md', 'are accepted, so that'), ('README_cn.md', '只是为了兼容')]
+)
+def test_the_parameters_without_effect_are_named(name, phrase):
+    sources = [
+        path.read_text(encoding='utf-8')
+        for path in (ROOT / 'hobot_vlm').rglob('*.py')
+        if path.name != 'config.py'
+    ]
+    unread = {p for p in PARAMETERS if not any(re.search(rf'\b{p}\b', s) for s in sources)}
+    text = (ROOT / name).read_text(encoding='utf-8')
+    named = [part for part in text.split('\n\n') if phrase in part]
+    assert set(re.findall(r'`(\w+)`', ''.join(named))) == unread
+
+
+@pytest.mark.parametrize('name', [*READMES, 'hobot_vlm/demo/MODEL_CARD.md'])
+def test_no_figure_is_missing(name):
+    text = (ROOT / name).read_text(encoding='utf-8')
+    tables = re.findall(r'<!-- (?:bench|figures) -->(.*?)<!-- /', text, re.DOTALL)
+    rows = [row for row in ''.join(tables).splitlines() if row.startswith('|')]
+    assert len(rows) > 5
+    assert not [row for row in rows if '…' in row]
+
+
+@pytest.mark.parametrize('name', READMES)
+def test_the_models_of_the_catalogue_are_listed(name):
+    text = prose((ROOT / name).read_text(encoding='utf-8'))
+    listed = set(re.findall(r'`((?:internvl|smolvlm)[\w.]*-\w+)`', text))
+    assert listed == set(catalogue._bundled()) - {'demo'}
+
+
+# -- links ------------------------------------------------------------------------------------
+
+
+@EACH
+def test_every_link_leads_somewhere(path):
+    for target in re.findall(r'\]\(([^)\s]+)\)', prose(path.read_text(encoding='utf-8'))):
+        if '://' in target:
+            continue
+        name, _, anchor = target.partition('#')
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file.read_text(encoding='utf-8')), target
+
+
+@EACH
+def test_every_file_that_is_named_exists(path):
+    text = prose(path.read_text(encoding='utf-8'))
+    folders = 'tools|test|docs|config|launch|benchmarks|hobot_vlm'
+    for name in re.findall(rf'`((?:{folders})/[\w./]*)`', text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r'`(\w+\.launch\.py)`', text):
+        assert (ROOT / 'launch' / name).is_file(), name
+
+
+def test_the_graph_is_well_formed():
+    assert ElementTree.parse(ROOT / 'docs' / 'graph.svg').getroot().tag.endswith('svg')
+
+
+# -- commands ---------------------------------------------------------------------------------
+
+
+def options_of_vlm(capsys, command: str) -> set[str]:
+    with pytest.raises(SystemExit):
+        cli.main([command, '--help'])
+    return set(re.findall(r'(?<![\w-])--?[a-z][\w-]*', capsys.readouterr().out))
+
+
+@EACH
+def test_every_command_of_vlm_is_understood(path, capsys):
+    for words in command_lines(path):
+        if Path(words[0]).name != 'vlm':
+            continue
+        known = options_of_vlm(capsys, words[1])
+        for i, word in enumerate(words[2:], 2):
+            assert not word.startswith('-') or word in known, word
+            if word == '--set':
+                NodeConfig.from_flat(dict([words[i + 1].split('=', 1)]))
+            if word == '--model' or words[1] == 'download':
+                catalogue.find(words[-1])
+    for option in re.findall(r'`vlm \w+ [^`]*?(--[\w-]+)', path.read_text(encoding='utf-8')):
+        assert option in options_of_vlm(capsys, 'ask'), option
+
+
+@EACH
+def test_every_parameter_of_the_node_is_one(path):
+    for words in command_lines(path):
+        if 'hobot_vlm' not in words:
+            continue
+        launched = 'launch' in words
+        given = [word.partition(':=') for word in words if ':=' in word]
+        values = {name: value for name, _, value in given if not launched or name in PARAMETERS}
+        NodeConfig.from_flat(values)
+        for name in {name for name, _, _ in given} - PARAMETERS:
+            assert f"'{name}': " in launch_arguments(words), name
+    text = prose(path.read_text(encoding='utf-8'))
+    for name in set(re.findall(r'(?:-p |`)(\w+):=', text)) - {'name', '名称'}:
+        assert name in PARAMETERS or f"'{name}': " in launch_arguments([]), name
+
+
+def launch_arguments(words: list[str]) -> str:
+    """Give the source of the launch files that a command names, and of what all have."""
+    files = [word for word in words if word.endswith('.launch.py')]
+    paths = [ROOT / 'launch' / name for name in files] + [ROOT / 'hobot_vlm/ros/bringup.py']
+    return '\n'.join(path.read_text(encoding='utf-8') for path in paths)
+
+
+@EACH
+def test_every_target_of_make_is_one(path):
+    targets = re.findall(r'^([\w-]+):(?!=)', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    used = re.findall(r'`make ([\w-]+)`', path.read_text(encoding='utf-8'))
+    used += [words[1] for words in command_lines(path) if words[0] == 'make']
+    assert set(used) <= set(targets)
+
+
+# -- examples ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', READMES)
+def test_the_python_example_runs(name, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (example,) = blocks((ROOT / name).read_text(encoding='utf-8'), 'python')
+    exec(compile(example, name, 'exec'), {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2] in ('yes', 'no')
+    assert isinstance(json.loads(said[-1])['dog'], bool)
+
+
+@pytest.mark.parametrize('name', READMES)
+def test_the_answer_below_the_picture_is_the_real_one(name, demo, sample):
+    question, _, answer = (
+        (ROOT / name).read_text(encoding='utf-8').partition('> **')[2].partition('**')
+    )
+    quoted = ' '.join(line[1:].strip() for line in answer.splitlines() if line.startswith('>'))
+    assert demo.ask(question, sample).text == quoted.strip()
+
+
+def test_the_reply_is_described_and_its_example_is_one():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # what rclpy imports warns of itself
+        outputs = pytest.importorskip('hobot_vlm.ros.outputs', reason='needs rclpy')
+    from hobot_vlm.ros.inbox import Prompt, Stamp
+    from hobot_vlm.values import Reply
+
+    text = (ROOT / 'docs' / 'reply.md').read_text(encoding='utf-8')
+    described = {
+        name
+        for cell in re.findall(r'^\| (`.*?`) \|', text, re.MULTILINE)
+        for name in re.findall(r'\w+', cell)
+    }
+    shown = outputs.Shown('/image', Stamp(1, 2), 'camera', 0.5, 640, 360)
+    real = json.loads(
+        outputs.Outcome(Prompt('?', Stamp(1, 2)), Reply('!', thinking='...'), (shown,)).as_json()
+    )
+    names = set(real) | set(real['timings']) | set(real['pictures'][0])
+    assert described == names
+    (example,) = map(json.loads, blocks(text, 'json'))
+    del real['thinking']
+    assert shape(example) == shape(real)
+
+
+def shape(value: object) -> object:
+    """Give the names and types of a JSON value."""
+    if isinstance(value, dict):
+        return {name: shape(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shape(item) for item in value]
+    return type(value)
+
+
+# -- two languages ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('names', PAIRS, ids=lambda names: Path(names[0]).stem)
+def test_both_languages_have_the_same_parts(names):
+    english, chinese = ((ROOT / name).read_text(encoding='utf-8') for name in names)
+    for pattern in (r'^#+ ', r'^```', r'^\| ', r'^- ', r'!\['):
+        assert len(re.findall(pattern, english, re.MULTILINE)) == len(
+            re.findall(pattern, chinese, re.MULTILINE)
+        ), pattern
+    assert without_words(english) == without_words(chinese)
+
+
+def without_words(text: str) -> list[str]:
+    """Give the code blocks without their comments and texts, which are translated."""
+    return [re.sub(r'#.*|"[^"]*"', '', code) for code in blocks(text, r'\w*')]

@@ -11,8 +11,8 @@ callback_ms   how long the image callback takes; callback_p99_ms is its 99th per
 
 from __future__ import annotations
 
-from array import array
 import argparse
+from array import array
 import json
 import os
 import random

@@ -54,7 +54,7 @@ class Config:
     fit: str = option('', 'how a picture fills a tile; empty: as the family was trained',
                       choices=('', 'contain', 'cover', 'fill', 'topleft'))
     max_tiles: int = option(0, 'most tiles per picture, the overview not counted; 0: what the '
-                            'model was made for', 0, 64)
+                            'model was made for, and 1 on a BPU', 0, 64)
     n_ctx: int = option(4096, 'cells of the KV cache', 64, 1048576)
     n_predict: int = option(256, 'most tokens of an answer', 1, 1048576, live=True)
     n_batch: int = option(512, 'most tokens decoded at once while a prompt is read', 1, 16384)

@@ -311,6 +311,8 @@ class VLM:
             self._on_close.callback(self.encoder.close)
             self._encoder_path = encoder
             self.decoder.check_embedding_width(self.encoder.n_embd, encoder)
+            if not config.max_tiles:
+                self.config = config = replace(config, max_tiles=self.encoder.usual_tiles)
             self.family = detect(self.decoder.controls, config.model_type, decoder)
         # the family's template, or the file's own, or the plainest that fits
         source = (self.family and self.family.template) or self.decoder.chat_template() or (

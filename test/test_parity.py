@@ -130,6 +130,22 @@ def test_an_encoder_of_another_width_is_refused():
                  llm_model_name=MODELS / 'smolvlm' / 'decoder.gguf')
 
 
+def test_an_encoder_may_prefer_fewer_tiles(monkeypatch):
+    """As the BPU's does: each tile takes it seconds."""
+    from hobot_vlm.encoders.bpu import BpuEncoder
+    from hobot_vlm.encoders.onnx import OnnxEncoder
+
+    monkeypatch.setattr(OnnxEncoder, 'usual_tiles', BpuEncoder.usual_tiles)
+    files = {'model_file_name': MODELS / 'internvl' / 'vision.onnx',
+             'llm_model_name': MODELS / 'internvl' / 'decoder.gguf'}
+    shown = picture(200, 150, 40)
+    with VLM.load(**files) as vlm:
+        one = vlm.ask('Describe the picture.', shown, n_predict=1).image_tokens
+        assert one == vlm.encoder.tokens
+        assert vlm.ask('Describe the picture.', shown, n_predict=1,
+                       max_tiles=12).image_tokens == 13 * one
+
+
 def test_pictures_of_a_grid_stand_row_by_row(models):
     """The embeddings of tiles are the rows that their markers name."""
     vlm = models['smolvlm']

@@ -50,6 +50,8 @@ class BpuEncoder(VisionEncoder):
     count for nothing, and n_embd is the larger one of the other two, whichever comes first.
     """
 
+    usual_tiles = 1                         # each one takes the BPU of an X5 one to three seconds
+
     def __init__(self, path: str | Path, options: EncoderOptions) -> None:
         self.path = Path(path)
         self._runtime: _HbmRuntime | _EasyDnn | None = _open(self.path, options)

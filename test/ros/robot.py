@@ -186,6 +186,10 @@ class Robot:
         arrays = self.heard['/diagnostics']
         return arrays[-1].status[0] if arrays else None
 
+    def values(self):
+        """Give the values of the latest status, by name."""
+        return {value.key: value.value for value in self.status().values}
+
     def settle(self):
         """Wait until every answer has been heard on every topic, and forget them."""
         self.wait(

@@ -308,15 +308,12 @@ def test_every_parameter_is_described(robot, node):
 def test_diagnostics(robot, node, answer):
     robot.ask(QUESTION)
     answered = sum(not json.loads(text)['error'] for text in robot.heard['/hobot_vlm/reply'])
-    robot.wait('counted', lambda: int(status_values(robot)['answered']) >= answered)
-    values = status_values(robot)
+    robot.wait('a status', robot.status)
+    robot.wait('counted', lambda: int(robot.values()['answered']) >= answered)
+    values = robot.values()
     assert values['state'] == 'idle'
     assert values['model'] == 'demo'
     assert values['prompts waiting'] == '0'
     assert float(values['last tokens_per_second']) > 0
     assert float(values['memory_mb']) > 10
     assert int(values['pictures received']) > 0
-
-
-def status_values(robot):
-    return {v.key: v.value for v in robot.status().values} if robot.status() else {'answered': -1}

@@ -57,8 +57,9 @@ class Report:
         verdict = ''
         if bound is not None:
             kept = value >= bound if larger else value <= bound
-            verdict = f"   {'ok' if kept else 'MISSED'}: {'at least' if larger else 'at most'} " \
-                      f'{bound:g}'
+            verdict = (
+                f'   {"ok" if kept else "MISSED"}: {"at least" if larger else "at most"} {bound:g}'
+            )
             if not kept:
                 self.missed.append(f'{section}: {name} is {value:g}, bound {bound:g}')
         print(f'  {name:58}{value:12.3f}{verdict}', flush=True)
@@ -78,7 +79,7 @@ def timed(work: Callable[[], Any], runs: int) -> float:
 def frame(seed: int) -> np.ndarray:
     """Make a 1920 x 1080 picture with structure at every scale: RGB uint8."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:FRAME[0], :FRAME[1]].astype(np.float32)
+    y, x = np.mgrid[: FRAME[0], : FRAME[1]].astype(np.float32)
     waves = np.stack([np.sin(x / 37 + c) * np.cos(y / 23 - c) for c in range(3)], axis=2)
     noise = rng.integers(-20, 20, FRAME, np.int16)
     return np.clip(128 + 90 * waves + noise, 0, 255).astype(np.uint8)
@@ -89,9 +90,10 @@ def bench_pictures(report: Report, runs: int) -> None:
     section = 'Preparing a 1920 x 1080 picture'
     picture = frame(0)
     for name, key, side, most in (
-            ('one tile of 448, ms', 'internvl', 448, 1),
-            ('InternVL, 12 tiles at most, ms', 'internvl', 448, 12),
-            ('SmolVLM, 12 tiles and the global picture, ms', 'smolvlm', 512, 0)):
+        ('one tile of 448, ms', 'internvl', 448, 1),
+        ('InternVL, 12 tiles at most, ms', 'internvl', 448, 12),
+        ('SmolVLM, 12 tiles and the global picture, ms', 'smolvlm', 512, 0),
+    ):
         made = family(key)
         report.add(section, name, timed(partial(made.tiles, picture, side, most), runs))
 
@@ -117,11 +119,13 @@ class InsideLlama:
                 return function(*args)
             finally:
                 self.seconds += perf_counter() - began
+
         return call
 
 
-def bench_model(report: Report, section: str, vlm: VLM, pictures: list[np.ndarray],
-                n_predict: int, check: bool) -> None:
+def bench_model(
+    report: Report, section: str, vlm: VLM, pictures: list[np.ndarray], n_predict: int, check: bool
+) -> None:
     """Time first and repeated questions about some pictures."""
     first: list[Reply] = []
     again: list[Reply] = []
@@ -130,8 +134,7 @@ def bench_model(report: Report, section: str, vlm: VLM, pictures: list[np.ndarra
         first.append(vlm.ask('Describe the picture.', picture, n_predict=4))
         again.append(vlm.ask('What colour is the background?', picture, n_predict=4))
     for name in ('preprocess', 'encode', 'prefill'):
-        report.add(section, f'{name}, ms',
-                   median(getattr(r.timings, f'{name}_ms') for r in first))
+        report.add(section, f'{name}, ms', median(getattr(r.timings, f'{name}_ms') for r in first))
     fresh = median(r.timings.ttft_ms for r in first)
     repeated = median(r.timings.ttft_ms for r in again)
     report.add(section, 'time to first token, first question, ms', fresh)
@@ -141,7 +144,7 @@ def bench_model(report: Report, section: str, vlm: VLM, pictures: list[np.ndarra
     speeds, shares = [], []
     for picture in pictures[:3]:
         stream = vlm.stream('Describe the picture.', picture, n_predict=n_predict)
-        next(stream)                                # from here on only decoding is left
+        next(stream)  # from here on only decoding is left
         with InsideLlama() as inside:
             began = perf_counter()
             reply = stream.finish()
@@ -158,8 +161,9 @@ def big_files() -> tuple[Path, Path]:
     decoder, encoder = BUILD / 'qwen2.5-0.5b-q8_0.gguf', BUILD / 'encoder-256x896.onnx'
     if not decoder.exists():
         print('making a random-weight decoder of the shape of Qwen2.5-0.5B ...', flush=True)
-        subprocess.run([sys.executable, ROOT / 'tools' / 'make_bench_model.py', '--out', decoder],
-                       check=True)
+        subprocess.run(
+            [sys.executable, ROOT / 'tools' / 'make_bench_model.py', '--out', decoder], check=True
+        )
     if not encoder.exists():
         write_encoder(encoder)
     return encoder, decoder
@@ -173,32 +177,45 @@ def write_encoder(path: Path) -> None:
     nodes = [
         helper.make_node('Conv', ['pixel_values', 'weights'], ['grid'], strides=[28, 28]),
         helper.make_node('Reshape', ['grid', 'shape'], ['rows']),
-        helper.make_node('Transpose', ['rows'], ['image_features'], perm=[0, 2, 1])]
+        helper.make_node('Transpose', ['rows'], ['image_features'], perm=[0, 2, 1]),
+    ]
     graph = helper.make_graph(
-        nodes, 'patches',
+        nodes,
+        'patches',
         [helper.make_tensor_value_info('pixel_values', TensorProto.FLOAT, ['n', 3, 448, 448])],
         [helper.make_tensor_value_info('image_features', TensorProto.FLOAT, ['n', 256, 896])],
-        [numpy_helper.from_array(weights, 'weights'),
-         numpy_helper.from_array(np.array([0, 896, 256]), 'shape')])
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9),
-         str(path))
+        [
+            numpy_helper.from_array(weights, 'weights'),
+            numpy_helper.from_array(np.array([0, 896, 256]), 'shape'),
+        ],
+    )
+    save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9),
+        str(path),
+    )
 
 
 def bench_node(report: Report) -> None:
     """Time what the ROS node adds to an answer, for a 1920 x 1080 rgb8 message."""
-    done = subprocess.run([sys.executable, ROOT / 'benchmarks' / 'node_overhead.py'], check=True,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / 'benchmarks' / 'node_overhead.py'],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     for name, value in json.loads(done.stdout.splitlines()[-1]).items():
-        report.add('ROS node, 1920 x 1080 rgb8', name.replace('_ms', ', ms').replace('_', ' '),
-                   value)
+        report.add(
+            'ROS node, 1920 x 1080 rgb8', name.replace('_ms', ', ms').replace('_', ' '), value
+        )
 
 
 def main() -> None:
     """Run all, or the sections named."""
     sections = ('pictures', 'demo', '0.5b', 'node')
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument('sections', nargs='*', default=sections,
-                        help=f"some of {', '.join(sections)}")
+    parser.add_argument(
+        'sections', nargs='*', default=sections, help=f'some of {", ".join(sections)}'
+    )
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures there too')
     parser.add_argument('--runs', type=int, default=9)
     args = parser.parse_args()
@@ -213,10 +230,17 @@ def main() -> None:
             bench_model(report, 'Demo model', vlm, pictures, 40, check=False)
     if '0.5b' in args.sections:
         encoder, decoder = big_files()
-        with VLM.load(model_file_name=str(encoder), llm_model_name=str(decoder), max_tiles=1,
-                      n_ctx=2048) as vlm:
-            bench_model(report, 'Decoder of the shape of Qwen2.5-0.5B, Q8_0', vlm,
-                        [frame(i) for i in range(3)], 32, check=True)
+        with VLM.load(
+            model_file_name=str(encoder), llm_model_name=str(decoder), max_tiles=1, n_ctx=2048
+        ) as vlm:
+            bench_model(
+                report,
+                'Decoder of the shape of Qwen2.5-0.5B, Q8_0',
+                vlm,
+                [frame(i) for i in range(3)],
+                32,
+                check=True,
+            )
     if 'node' in args.sections:
         bench_node(report)
     if args.json:

@@ -28,9 +28,24 @@ if TYPE_CHECKING:
 
 __version__ = '0.1.0'
 __all__ = [
-    'Answer', 'BackendMissing', 'Box', 'ConfigError', 'Conversation', 'DownloadError',
-    'GrammarError', 'InferenceError', 'ModelFileError', 'ModelMismatch', 'PictureError',
-    'PromptTooLong', 'Reply', 'StateError', 'TextChunk', 'Timings', 'VLM', 'VlmError',
+    'Answer',
+    'BackendMissing',
+    'Box',
+    'ConfigError',
+    'Conversation',
+    'DownloadError',
+    'GrammarError',
+    'InferenceError',
+    'ModelFileError',
+    'ModelMismatch',
+    'PictureError',
+    'PromptTooLong',
+    'Reply',
+    'StateError',
+    'TextChunk',
+    'Timings',
+    'VLM',
+    'VlmError',
 ]
 
 

@@ -9,7 +9,7 @@ and the table in the README are made from these fields. Nothing here opens a fil
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, Field, fields, MISSING
+from dataclasses import dataclass, Field, field, fields, MISSING
 import difflib
 import math
 import os
@@ -23,8 +23,14 @@ FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
 C = TypeVar('C', bound='Config')
 
 
-def option(default: Any, doc: str, low: float | None = None, high: float | None = None,
-           choices: tuple[Any, ...] = (), live: bool = False) -> Any:
+def option(
+    default: Any,
+    doc: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[Any, ...] = (),
+    live: bool = False,
+) -> Any:
     """
     Declare an option.
 
@@ -32,29 +38,44 @@ def option(default: Any, doc: str, low: float | None = None, high: float | None 
     :param choices: the only values allowed
     :param live: whether the node may change it while it runs
     """
-    return field(default=default, metadata={
-        'doc': doc, 'low': low, 'high': high, 'choices': choices, 'live': live})
+    return field(
+        default=default,
+        metadata={'doc': doc, 'low': low, 'high': high, 'choices': choices, 'live': live},
+    )
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the engine; all have defaults, and all are checked on construction."""
 
-    model: str = option('demo', 'model of the catalogue (see `vlm models`); explicit file names '
-                        'win')
+    model: str = option(
+        'demo', 'model of the catalogue (see `vlm models`); explicit file names win'
+    )
     model_file_name: str = option('', 'vision encoder: .onnx, .bin, .hbm or mmproj .gguf')
     llm_model_name: str = option('', 'language model: .gguf of llama.cpp')
-    model_type: int = option(-1, 'family: 0 InternVL, 1 SmolVLM, -1 detect from the files',
-                             choices=(-1, 0, 1))
+    model_type: int = option(
+        -1, 'family: 0 InternVL, 1 SmolVLM, -1 detect from the files', choices=(-1, 0, 1)
+    )
     auto_download: bool = option(False, 'fetch a catalogue model that is not on this machine')
-    system_prompt: str = option('', 'system prompt: text, or the path of a text file; empty: the '
-                                "family's own", live=True)
-    thinking: bool = option(False, 'let InternVL3.5 reason before it answers; the reasoning is '
-                            'kept out of speech and result')
-    fit: str = option('', 'how a picture fills a tile; empty: as the family was trained',
-                      choices=('', 'contain', 'cover', 'fill', 'topleft'))
-    max_tiles: int = option(0, 'most tiles per picture, the overview not counted; 0: what the '
-                            'model was made for, and 1 on a BPU', 0, 64)
+    system_prompt: str = option(
+        '', "system prompt: text, or the path of a text file; empty: the family's own", live=True
+    )
+    thinking: bool = option(
+        False,
+        'let InternVL3.5 reason before it answers; the reasoning is kept out of speech and result',
+    )
+    fit: str = option(
+        '',
+        'how a picture fills a tile; empty: as the family was trained',
+        choices=('', 'contain', 'cover', 'fill', 'topleft'),
+    )
+    max_tiles: int = option(
+        0,
+        'most tiles per picture, the overview not counted; 0: what the '
+        'model was made for, and 1 on a BPU',
+        0,
+        64,
+    )
     n_ctx: int = option(4096, 'cells of the KV cache', 64, 1048576)
     n_predict: int = option(256, 'most tokens of an answer', 1, 1048576, live=True)
     n_batch: int = option(512, 'most tokens decoded at once while a prompt is read', 1, 16384)
@@ -63,27 +84,36 @@ class Config:
     encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)
     bpu_priority: int = option(0, 'scheduling priority of the BPU encoder', 0, 255)
     bpu_cores: str = option('', 'BPU cores of the encoder, as in 0 or 0,1; empty: any')
-    temperature: float = option(0.0, 'randomness of an answer; 0: always the likeliest token', 0.0,
-                                10.0, live=True)
+    temperature: float = option(
+        0.0, 'randomness of an answer; 0: always the likeliest token', 0.0, 10.0, live=True
+    )
     top_k: int = option(40, 'choose among the k likeliest tokens; 0: all', 0, 1000000, live=True)
-    top_p: float = option(0.95, 'choose among the likeliest tokens that hold this share', 0.0, 1.0,
-                          live=True)
-    min_p: float = option(0.05, 'drop tokens less likely than this share of the likeliest', 0.0,
-                          1.0, live=True)
-    repeat_penalty: float = option(1.0, 'penalty for repeated tokens; 1: none', 0.1, 10.0,
-                                   live=True)
-    seed: int = option(-1, 'seed of the random choice; -1: another one each time', -1, 4294967294,
-                       live=True)
-    grammar: str = option('', 'GBNF grammar that every answer follows: text, or the path of a '
-                          'file', live=True)
-    json_schema: str = option('', 'JSON schema that every answer follows: text, or the path of a '
-                              'file', live=True)
+    top_p: float = option(
+        0.95, 'choose among the likeliest tokens that hold this share', 0.0, 1.0, live=True
+    )
+    min_p: float = option(
+        0.05, 'drop tokens less likely than this share of the likeliest', 0.0, 1.0, live=True
+    )
+    repeat_penalty: float = option(
+        1.0, 'penalty for repeated tokens; 1: none', 0.1, 10.0, live=True
+    )
+    seed: int = option(
+        -1, 'seed of the random choice; -1: another one each time', -1, 4294967294, live=True
+    )
+    grammar: str = option(
+        '', 'GBNF grammar that every answer follows: text, or the path of a file', live=True
+    )
+    json_schema: str = option(
+        '', 'JSON schema that every answer follows: text, or the path of a file', live=True
+    )
     lora: str = option('', 'LoRA adapter for the language model: .gguf')
     lora_scale: float = option(1.0, 'strength of the LoRA adapter', -100.0, 100.0)
-    cache_type: str = option('f16', 'number format of the KV cache',
-                             choices=('f16', 'q8_0', 'q4_0'))
-    flash_attention: str = option('auto', 'fused attention; a quantised KV cache needs it',
-                                  choices=('auto', 'on', 'off'))
+    cache_type: str = option(
+        'f16', 'number format of the KV cache', choices=('f16', 'q8_0', 'q4_0')
+    )
+    flash_attention: str = option(
+        'auto', 'fused attention; a quantised KV cache needs it', choices=('auto', 'on', 'off')
+    )
     mmap: bool = option(True, 'map the language model instead of reading it into memory')
     warm_up: bool = option(True, 'run once at start, so that the first answer is not slower')
 
@@ -92,8 +122,11 @@ class Config:
             object.__setattr__(self, item.name, checked(item, getattr(self, item.name)))
         for part in filter(None, self.bpu_cores.split(',')):
             if not part.strip().isdecimal():
-                raise ConfigError(f'bpu_cores is {self.bpu_cores!r}: expected numbers with commas '
-                                  'between them, as in 0,1', 'bpu_cores')
+                raise ConfigError(
+                    f'bpu_cores is {self.bpu_cores!r}: expected numbers with commas '
+                    'between them, as in 0,1',
+                    'bpu_cores',
+                )
 
     @classmethod
     def from_flat(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -139,13 +172,14 @@ class Config:
             return text
         path = Path(os.path.expanduser(text))
         try:
-            if os.path.isfile(path):        # unlike Path.is_file, no error for long or odd text
+            if os.path.isfile(path):  # unlike Path.is_file, no error for long or odd text
                 return path.read_text(encoding='utf-8').strip()
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f'{name}: cannot read the text file {path}: {exc}', name) from exc
         if path.suffix == suffix and ' ' not in text:
-            raise ConfigError(f'{name}: there is no file {path}; give a file, or the text itself',
-                              name)
+            raise ConfigError(
+                f'{name}: there is no file {path}; give a file, or the text itself', name
+            )
         return text
 
     def cores(self) -> tuple[int, ...]:
@@ -157,39 +191,75 @@ class Config:
 class NodeConfig(Config):
     """Options of the ROS 2 node: those of the engine and where things come from and go to."""
 
-    feed_type: int = option(FEED_LOCAL, '0 local picture, 1 subscribed pictures and prompts, '
-                            '2 subscribed prompts without pictures', choices=(0, 1, 2))
+    feed_type: int = option(
+        FEED_LOCAL,
+        '0 local picture, 1 subscribed pictures and prompts, '
+        '2 subscribed prompts without pictures',
+        choices=(0, 1, 2),
+    )
     image: str = option('', 'picture that feed_type 0 reads; empty: the bundled sample')
     image_type: int = option(0, 'kind of the local picture; 0: an image file', choices=(0, 1))
-    is_shared_mem_sub: int = option(0, '1: subscribe to hbm_img_msgs on /hbmem_img',
-                                    choices=(0, 1))
+    is_shared_mem_sub: int = option(
+        0, '1: subscribe to hbm_img_msgs on /hbmem_img', choices=(0, 1)
+    )
     user_prompt: str = option('', 'question of feed_type 0, and of trigger image', live=True)
-    cute_words: str = option('', 'phrases with ; between them, one of which is spoken before an '
-                             'answer', live=True)
-    pre_infer: int = option(0, '1: encode the newest picture on 你好, 2: always, before the prompt '
-                            'comes', choices=(0, 1, 2))
+    cute_words: str = option(
+        '', 'phrases with ; between them, one of which is spoken before an answer', live=True
+    )
+    pre_infer: int = option(
+        0,
+        '1: encode the newest picture on 你好, 2: always, before the prompt comes',
+        choices=(0, 1, 2),
+    )
     ai_msg_pub_topic_name: str = option('/llama_cpp_node', 'topic of ai_msgs/PerceptionTargets')
     text_msg_pub_topic_name: str = option('/tts_text', 'topic of the answer in sentences')
     result_pub_topic_name: str = option('/hobot_vlm/result', 'topic of the whole answer')
-    ros_img_sub_topic_name: str = option('/image', 'topic of the pictures; several with , between '
-                                         'them')
+    ros_img_sub_topic_name: str = option(
+        '/image', 'topic of the pictures; several with , between them'
+    )
     ros_string_sub_topic_name: str = option('/prompt_text', 'topic of the prompts')
-    image_transport: str = option('raw', 'kind of the image messages',
-                                  choices=('raw', 'compressed'))
-    image_qos: str = option('auto', 'reliability of the image subscription; auto: as all '
-                            'publishers offer it', choices=('auto', 'best_effort', 'reliable'))
-    trigger: str = option('prompt', 'what starts an answer: a prompt, or each image with '
-                          'user_prompt', choices=('prompt', 'image'), live=True)
-    max_rate: float = option(0.0, 'trigger image: most answers per second; 0: as fast as they come',
-                             0.0, 1000.0, live=True)
-    skip_similar: bool = option(False, 'trigger image: skip pictures that look like the last one '
-                                'answered', live=True)
-    max_image_age: float = option(0.0, 'seconds after which a picture is too old to answer from; '
-                                  '0: never', 0.0, 86400.0, live=True)
-    old_images: str = option('report', 'what to do with a picture older than max_image_age: answer '
-                             'and report it, or refuse', choices=('report', 'refuse'), live=True)
-    parser_mode: int = option(0, '0: text, 1: each prompt names a thing to find, and its boxes are '
-                              'published', choices=(0, 1))
+    image_transport: str = option(
+        'raw', 'kind of the image messages', choices=('raw', 'compressed')
+    )
+    image_qos: str = option(
+        'auto',
+        'reliability of the image subscription; auto: as all publishers offer it',
+        choices=('auto', 'best_effort', 'reliable'),
+    )
+    trigger: str = option(
+        'prompt',
+        'what starts an answer: a prompt, or each image with user_prompt',
+        choices=('prompt', 'image'),
+        live=True,
+    )
+    max_rate: float = option(
+        0.0,
+        'trigger image: most answers per second; 0: as fast as they come',
+        0.0,
+        1000.0,
+        live=True,
+    )
+    skip_similar: bool = option(
+        False, 'trigger image: skip pictures that look like the last one answered', live=True
+    )
+    max_image_age: float = option(
+        0.0,
+        'seconds after which a picture is too old to answer from; 0: never',
+        0.0,
+        86400.0,
+        live=True,
+    )
+    old_images: str = option(
+        'report',
+        'what to do with a picture older than max_image_age: answer and report it, or refuse',
+        choices=('report', 'refuse'),
+        live=True,
+    )
+    parser_mode: int = option(
+        0,
+        '0: text, 1: each prompt names a thing to find, and its boxes are published',
+        choices=(0, 1),
+    )
     stay_alive: bool = option(False, 'feed_type 0: go on running after the answer')
     autostart: bool = option(True, 'configure and activate at start-up')
 
@@ -250,7 +320,7 @@ def read_parameter_file(path: str | Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as exc:    # ValueError: no UTF-8, odd dates
+    except (OSError, ValueError, yaml.YAMLError) as exc:  # ValueError: no UTF-8, odd dates
         raise ConfigError(f'cannot read the parameter file {path}: {exc}') from exc
     values: dict[str, Any] = {}
     if not isinstance(content, dict):

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 import hashlib
 import logging
+import os
 from pathlib import Path
 import threading
 from time import perf_counter
@@ -638,9 +639,9 @@ class Conversation:
     def _prefill(self) -> Session:
         """Have a session with exactly what any next question begins with."""
         cache, config = self._vlm.cache, self.config_of(Request(''))
-        one, other = (flatten(cache.decoder, self._spans([*self._turns, Turn([text], [])], config))
-                      for text in ('a', '1'))
-        same = next(i for i, (a, b) in enumerate(zip(one.cells, other.cells)) if a != b)
+        one, other = (flatten(cache.decoder, self._spans([*self._turns, turn], config))
+                      for turn in (Turn(['a'], []), Turn(['1'], [])))
+        same = len(os.path.commonprefix([one.cells, other.cells]))
         if same > cache.decoder.n_ctx:
             same = 0                        # the oldest turns leave with the next question
         start = Prompt(one.cells[:same], [p for p in one.pictures if p[0] < same])

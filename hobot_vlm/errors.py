@@ -69,7 +69,8 @@ class PromptTooLong(VlmError):
     def __init__(self, tokens: int, capacity: int):
         super().__init__(
             f'the prompt takes {tokens} tokens and n_ctx is {capacity}: '
-            'shorten the prompt, show fewer pictures or tiles (max_tiles), or raise n_ctx')
+            'shorten the prompt, show fewer pictures or tiles (max_tiles), or raise n_ctx'
+        )
         self.tokens = tokens
         self.capacity = capacity
 

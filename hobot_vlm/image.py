@@ -59,16 +59,21 @@ def load_rgb(source: ImageSource) -> Pixels:
     if isinstance(source, (str, os.PathLike)):
         what = f'picture {os.fspath(source)!r}'
         if not os.path.isfile(source):
-            raise PictureError(f'{what}: there is no such file; give the path of a '
-                               f'{READABLE} file')
+            raise PictureError(
+                f'{what}: there is no such file; give the path of a {READABLE} file'
+            )
         try:
             with open(source, 'rb') as file:
                 return _from_file(file, what)
         except OSError as error:
-            raise PictureError(f'{what} cannot be read: {error.strerror or error}; make it '
-                               'readable for this user, or give another file') from error
-    raise PictureError(f'picture of type {type(source).__name__}: expected a path, the bytes of '
-                       'an image file, or a NumPy array; convert it to one of these')
+            raise PictureError(
+                f'{what} cannot be read: {error.strerror or error}; make it '
+                'readable for this user, or give another file'
+            ) from error
+    raise PictureError(
+        f'picture of type {type(source).__name__}: expected a path, the bytes of '
+        'an image file, or a NumPy array; convert it to one of these'
+    )
 
 
 def _from_array(array: npt.NDArray[np.generic]) -> Pixels:
@@ -81,8 +86,10 @@ def _from_array(array: npt.NDArray[np.generic]) -> Pixels:
             cure = 'move the channels to the end: array.transpose(1, 2, 0)'
         else:
             cure = 'give one picture at a time, with its channels last'
-        raise PictureError(f'{what}: expected uint8 (height, width, 3) in RGB order, '
-                           f'(height, width, 4) RGBA or (height, width) grey; {cure}')
+        raise PictureError(
+            f'{what}: expected uint8 (height, width, 3) in RGB order, '
+            f'(height, width, 4) RGBA or (height, width) grey; {cure}'
+        )
     _check_size(array.shape[1], array.shape[0], what)
     pixels: Pixels = np.ascontiguousarray(array, np.uint8)
     if channels == 1:
@@ -102,20 +109,25 @@ def _from_file(file: BinaryIO, what: str) -> Pixels:
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(f'{what} is not a picture that can be read: expected {READABLE}; '
-                           'give another file, or convert it') from error
+        raise PictureError(
+            f'{what} is not a picture that can be read: expected {READABLE}; '
+            'give another file, or convert it'
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(f'{what} is too large: {error}; make it smaller') from error
     except Exception as error:  # on damaged data Pillow's readers raise whatever they run into
-        raise PictureError(f'{what} is damaged: {error}; expected a whole {READABLE} file, '
-                           'copy or save it again') from error
+        raise PictureError(
+            f'{what} is damaged: {error}; expected a whole {READABLE} file, copy or save it again'
+        ) from error
 
 
 def _check_size(width: int, height: int, what: str) -> None:
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        raise PictureError(f'{what} is {width}x{height} pixels: expected 1 to {MAX_SIDE} a side '
-                           f'and at most {MAX_PIXELS // 1_000_000} million in all; give a picture '
-                           'within these sizes')
+        raise PictureError(
+            f'{what} is {width}x{height} pixels: expected 1 to {MAX_SIDE} a side '
+            f'and at most {MAX_PIXELS // 1_000_000} million in all; give a picture '
+            'within these sizes'
+        )
 
 
 def _rgb(picture: Image.Image) -> Pixels:
@@ -163,9 +175,18 @@ def place(rgb: Pixels, width: int, height: int, resample: int, fit: str) -> Pixe
     if fit == 'cover':
         seen_width = min(old_width, old_height * width / height)
         seen_height = min(old_height, old_width * height / width)
-        return resize(rgb, width, height, resample, (
-            (old_width - seen_width) / 2, (old_height - seen_height) / 2,
-            (old_width + seen_width) / 2, (old_height + seen_height) / 2))
+        return resize(
+            rgb,
+            width,
+            height,
+            resample,
+            (
+                (old_width - seen_width) / 2,
+                (old_height - seen_height) / 2,
+                (old_width + seen_width) / 2,
+                (old_height + seen_height) / 2,
+            ),
+        )
     new_width = max(1, min(width, old_width * height // old_height))
     new_height = max(1, min(height, old_height * width // old_width))
     left, top = (width - new_width) // 2, (height - new_height) // 2
@@ -174,13 +195,19 @@ def place(rgb: Pixels, width: int, height: int, resample: int, fit: str) -> Pixe
         if old_width <= width and old_height <= height:
             new_width, new_height = old_width, old_height
     canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[top:top + new_height, left:left + new_width] = resize(
-        rgb, new_width, new_height, resample)
+    canvas[top : top + new_height, left : left + new_width] = resize(
+        rgb, new_width, new_height, resample
+    )
     return canvas
 
 
-def resize(rgb: Pixels, width: int, height: int, resample: int,
-           box: tuple[float, float, float, float] | None = None) -> Pixels:
+def resize(
+    rgb: Pixels,
+    width: int,
+    height: int,
+    resample: int,
+    box: tuple[float, float, float, float] | None = None,
+) -> Pixels:
     """
     Resize as ``Image.resize`` of Pillow 13 does, pixel for pixel.
 
@@ -204,8 +231,11 @@ def _across(rgb: Pixels, width: int, resample: int, left: float, right: float) -
     made = np.empty((height, width, 3), np.uint8)
 
     def band(start: int, stop: int) -> None:
-        made[start:stop] = np.asarray(Image.fromarray(rgb[start:stop]).resize(
-            (width, stop - start), resample, (left, 0, right, stop - start)))
+        made[start:stop] = np.asarray(
+            Image.fromarray(rgb[start:stop]).resize(
+                (width, stop - start), resample, (left, 0, right, stop - start)
+            )
+        )
 
     _on_all_cores(band, height, max(rgb.size, made.size))
     return made
@@ -218,8 +248,11 @@ def _down(rgb: Pixels, height: int, resample: int, top: float, bottom: float) ->
     made = np.empty((height, width, 3), np.uint8)
 
     def band(start: int, stop: int) -> None:
-        made[:, start:stop] = np.asarray(Image.fromarray(rgb[:, start:stop]).resize(
-            (stop - start, height), resample, (0, top, stop - start, bottom)))
+        made[:, start:stop] = np.asarray(
+            Image.fromarray(rgb[:, start:stop]).resize(
+                (stop - start, height), resample, (0, top, stop - start, bottom)
+            )
+        )
 
     _on_all_cores(band, width, max(rgb.size, made.size))
     return made
@@ -244,7 +277,8 @@ def cut(canvas: Pixels, side: int, overview: Pixels) -> Pixels:
     """
     rows, columns = canvas.shape[0] // side, canvas.shape[1] // side
     tiles = np.empty((rows * columns + 1, side, side, 3), np.uint8)
-    tiles[:-1].reshape(rows, columns, side, side, 3)[:] = (
-        canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2))
+    tiles[:-1].reshape(rows, columns, side, side, 3)[:] = canvas.reshape(
+        rows, side, columns, side, 3
+    ).swapaxes(1, 2)
     tiles[-1] = overview
     return tiles

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 import re
-from typing import Any, Union
+from typing import Any
 
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
@@ -19,7 +19,7 @@ from .errors import ModelMismatch
 from .values import Control, Span, Text, Tokens
 
 #: What a person's turn is made of: text, or the spans of a picture.
-Part = Union[str, list[Span]]
+Part = str | list[Span]
 
 
 @dataclass
@@ -35,13 +35,17 @@ class Turn:
     answer: Tokens = Tokens(())
 
 
-CHATML = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-          "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-          '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}')
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
 #: For a model that was never taught to chat and so has no control tokens.
-PLAIN = ("{% for message in messages %}{{ message['role'] | capitalize }}: "
-         "{{ message['content'] }}\n{% endfor %}"
-         '{% if add_generation_prompt %}Assistant:{% endif %}')
+PLAIN = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: "
+    "{{ message['content'] }}\n{% endfor %}"
+    '{% if add_generation_prompt %}Assistant:{% endif %}'
+)
 
 # private-use characters, so that no template takes them for anything
 _SLOT = '\ue000{}\ue001'
@@ -58,13 +62,19 @@ class ChatTemplate:
         parts ({'type': 'image'} and {'type': 'text'}); empty: it wants one text
     """
 
-    def __init__(self, source: str, controls: Collection[str], bos: str = '', eos: str = '',
-                 image_mark: str = ''):
+    def __init__(
+        self,
+        source: str,
+        controls: Collection[str],
+        bos: str = '',
+        eos: str = '',
+        image_mark: str = '',
+    ):
         self._controls = controls
         self._image_mark = image_mark
         try:
             self._render = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)
-        except Exception as exc:            # whatever Jinja makes of an untrusted text
+        except Exception as exc:  # whatever Jinja makes of an untrusted text
             raise ModelMismatch(f'the chat template of the model cannot be read: {exc}') from exc
 
     def opening(self, system: str, user: Sequence[Part]) -> list[Span]:
@@ -77,7 +87,7 @@ class ChatTemplate:
             try:
                 rendered = self._rendered([first, turn])
             except ModelMismatch:
-                rendered = ''               # some templates refuse the role, some drop it
+                rendered = ''  # some templates refuse the role, some drop it
             if _SLOT.format(mark) not in rendered:
                 return self.opening('', [system + '\n\n', *user])
         else:
@@ -93,8 +103,10 @@ class ChatTemplate:
         turn = self._turn('user', user, slots)
         rendered = self._rendered([before, answer, turn])
         if mark not in rendered:
-            raise ModelMismatch('the chat template of the model leaves out earlier answers, so it '
-                                'is good for one question only')
+            raise ModelMismatch(
+                'the chat template of the model leaves out earlier answers, so it '
+                'is good for one question only'
+            )
         return self._spans(rendered.partition(mark)[2], slots)
 
     def _turn(self, role: str, parts: Sequence[Part], slots: list[Part]) -> dict[str, Any]:
@@ -114,21 +126,29 @@ class ChatTemplate:
     def _rendered(self, messages: list[dict[str, Any]]) -> str:
         try:
             rendered = str(self._render(messages=messages).prompt)  # type: ignore[arg-type]
-        except Exception as exc:            # whatever an untrusted program does
+        except Exception as exc:  # whatever an untrusted program does
             raise ModelMismatch(f'the chat template of the model fails: {exc}') from exc
-        if self._image_mark:                # the k-th mark stands for the k-th picture
-            pictures = [item['text'] for message in messages for item in message['content']
-                        if item['type'] == 'image']
+        if self._image_mark:  # the k-th mark stands for the k-th picture
+            pictures = [
+                item['text']
+                for message in messages
+                for item in message['content']
+                if item['type'] == 'image'
+            ]
             pieces = rendered.split(self._image_mark)
             if len(pieces) != len(pictures) + 1:
-                raise ModelMismatch(f'the chat template of the model wrote {len(pieces) - 1} '
-                                    f'picture marks for {len(pictures)} pictures')
-            rendered = pieces[0] + ''.join(p + t for p, t in zip(pictures, pieces[1:], strict=True))
+                raise ModelMismatch(
+                    f'the chat template of the model wrote {len(pieces) - 1} '
+                    f'picture marks for {len(pictures)} pictures'
+                )
+            rendered = pieces[0] + ''.join(
+                p + t for p, t in zip(pictures, pieces[1:], strict=True)
+            )
         return rendered
 
     def _spans(self, rendered: str, slots: Sequence[Part]) -> list[Span]:
         spans: list[Span] = []
-        pieces = _SLOT_PATTERN.split(rendered)      # template, slot, template, slot, ...
+        pieces = _SLOT_PATTERN.split(rendered)  # template, slot, template, slot, ...
         for i, piece in enumerate(pieces):
             if i % 2 == 0:
                 spans += self._marked(piece)

@@ -16,8 +16,7 @@ THINK_OPEN, THINK_CLOSE = '<think>', '</think>'
 
 #: Ends of sentences and the closing marks that may follow. An ASCII full stop, as in 3.5, ends
 #: one only before a space; the full-width marks always do.
-_SENTENCE_END = re.compile(
-    r'(?:[。！？；…]+|[.!?;]+(?=[\s"\')\]”’])|\n)["\')\]”’」』）]*\s*')
+_SENTENCE_END = re.compile(r'(?:[。！？；…]+|[.!?;]+(?=[\s"\')\]”’])|\n)["\')\]”’」』）]*\s*')
 
 
 class Utf8Stream:
@@ -51,7 +50,7 @@ class AnswerText:
         """:param thinking: the prompt ended with ``<think>``, so the text starts inside."""
         self._state = 'thinking' if thinking else 'start'
         self._held = ''
-        self._begun = False                 # whether the present part has given a character
+        self._begun = False  # whether the present part has given a character
 
     def feed(self, text: str) -> list[TextChunk]:
         """Give the chunks that are certain now."""
@@ -60,18 +59,24 @@ class AnswerText:
         if self._state == 'start':
             head = self._held.lstrip()
             if head.startswith(THINK_OPEN):
-                self._state, self._held = 'thinking', head[len(THINK_OPEN):]
+                self._state, self._held = 'thinking', head[len(THINK_OPEN) :]
             elif not THINK_OPEN.startswith(head):
                 self._state = 'answer'
         if self._state == 'thinking':
             inside, mark, after = self._held.partition(THINK_CLOSE)
             keep = 0
-            if not mark:                    # keep what may be the start of the closing mark
-                keep = next((n for n in range(len(THINK_CLOSE) - 1, 0, -1)
-                             if inside.endswith(THINK_CLOSE[:n])), 0)
-            self._held = inside[:len(inside) - keep]
+            if not mark:  # keep what may be the start of the closing mark
+                keep = next(
+                    (
+                        n
+                        for n in range(len(THINK_CLOSE) - 1, 0, -1)
+                        if inside.endswith(THINK_CLOSE[:n])
+                    ),
+                    0,
+                )
+            self._held = inside[: len(inside) - keep]
             chunks += self._certain(thinking=True)
-            self._held = after if mark else self._held + inside[len(inside) - keep:]
+            self._held = after if mark else self._held + inside[len(inside) - keep :]
             if mark:
                 self._state, self._begun = 'answer', False
         if self._state == 'answer':
@@ -83,7 +88,7 @@ class AnswerText:
         if not self._begun:
             self._held = self._held.lstrip()
         text = self._held.rstrip()
-        self._held = self._held[len(text):]
+        self._held = self._held[len(text) :]
         self._begun = self._begun or bool(text)
         return [TextChunk(text, thinking)] if text else []
 
@@ -109,10 +114,17 @@ class StopTexts:
         found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self.met = True
-            given, self._held = self._held[:min(found)], ''
+            given, self._held = self._held[: min(found)], ''
             return given
-        keep = max((n for stop in self._stops for n in range(1, len(stop))
-                    if self._held.endswith(stop[:n])), default=0)
+        keep = max(
+            (
+                n
+                for stop in self._stops
+                for n in range(1, len(stop))
+                if self._held.endswith(stop[:n])
+            ),
+            default=0,
+        )
         at = len(self._held) - keep
         given, self._held = self._held[:at], self._held[at:]
         return given
@@ -139,8 +151,14 @@ class SentenceSplitter:
         pieces: list[str] = []
         while True:
             # a mark at the very end may go on ("..", closing quote): wait for what follows
-            end = next((m.end() for m in _SENTENCE_END.finditer(self._held)
-                        if m.end() < len(self._held) and self._held[:m.end()].strip()), 0)
+            end = next(
+                (
+                    m.end()
+                    for m in _SENTENCE_END.finditer(self._held)
+                    if m.end() < len(self._held) and self._held[: m.end()].strip()
+                ),
+                0,
+            )
             if not end:
                 return pieces
             pieces.append(self._held[:end])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,7 @@ class Picture:
     tile: int
 
 
-Span = Union[Text, Control, Tokens, Picture]
+Span = Text | Control | Tokens | Picture
 
 
 @dataclass(frozen=True)
@@ -184,5 +184,5 @@ class Reply:
 
 
 #: What may be shown: a path, the bytes of an image file, or RGB uint8 (height, width, 3).
-ImageSource = Union[str, bytes, 'npt.NDArray[np.uint8]', Any]
-Images = Union[ImageSource, Sequence[ImageSource], None]
+ImageSource = str | bytes | npt.NDArray[np.uint8] | Any
+Images = ImageSource | Sequence[ImageSource] | None

@@ -67,9 +67,11 @@ class Chip:
         data = Path(path).read_bytes()
         if not data.startswith(MAGIC):
             raise RuntimeError('hbDNNInitializeFromFiles failed, error code: -6000129')
-        description, graph = data[len(MAGIC):].split(b'\n', 1)
-        known = {key: tuple(value) if isinstance(value, list) else value
-                 for key, value in json.loads(description).items()}
+        description, graph = data[len(MAGIC) :].split(b'\n', 1)
+        known = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in json.loads(description).items()
+        }
         self.model = Compiled(**known)
         self._session = onnxruntime.InferenceSession(graph, providers=['CPUExecutionProvider'])
         self._memory: np.ndarray | None = None
@@ -80,8 +82,9 @@ class Chip:
         # 1) what the stored numbers mean
         pixels = stored
         if model.input_scale:
-            pixels = ((stored.astype(np.float64) - along(model.input_zero, 4, model.input_axis))
-                      * along(model.input_scale, 4, model.input_axis))
+            pixels = (
+                stored.astype(np.float64) - along(model.input_zero, 4, model.input_axis)
+            ) * along(model.input_scale, 4, model.input_axis)
         if model.input_shape[1] != 3:
             pixels = pixels.transpose(0, 3, 1, 2)
         takes = self._session.get_inputs()[0]
@@ -94,9 +97,14 @@ class Chip:
         rank = result.ndim
         if model.output_scale:
             limits = np.iinfo(model.output_dtype)
-            result = np.clip(np.rint(
-                result.astype(np.float64) / along(model.output_scale, rank, model.output_axis)
-                + along(model.output_zero, rank, model.output_axis)), limits.min, limits.max)
+            result = np.clip(
+                np.rint(
+                    result.astype(np.float64) / along(model.output_scale, rank, model.output_axis)
+                    + along(model.output_zero, rank, model.output_axis)
+                ),
+                limits.min,
+                limits.max,
+            )
         if self._memory is not None:
             self._memory.fill(77)
         padding = model.padding or (0,) * rank
@@ -113,20 +121,28 @@ def along(values: tuple[float, ...], rank: int, axis: int) -> np.ndarray:
     return np.array(values or (0,), np.float64).reshape(shape)
 
 
-class hbDNNDataType(enum.Enum):     # noqa: N801  (its name there)
+class hbDNNDataType(enum.Enum):  # noqa: N801  (its name there)
     """Number formats; the values are arbitrary."""
 
     S8, U8, F16, S16, U16, F32, S32, NV12 = range(8)
 
 
-class hbDNNQuantiType(enum.Enum):   # noqa: N801  (its name there)
+class hbDNNQuantiType(enum.Enum):  # noqa: N801  (its name there)
     """Kinds of quantisation; SHIFT exists in the X5's library."""
 
     NONE, SHIFT, SCALE = range(3)
 
 
-KINDS = {'int8': 'S8', 'uint8': 'U8', 'float16': 'F16', 'int16': 'S16', 'uint16': 'U16',
-         'float32': 'F32', 'int32': 'S32', 'NV12': 'NV12'}
+KINDS = {
+    'int8': 'S8',
+    'uint8': 'U8',
+    'float16': 'F16',
+    'int16': 'S16',
+    'uint16': 'U16',
+    'float32': 'F32',
+    'int32': 'S32',
+    'NV12': 'NV12',
+}
 
 
 class QuantParams:
@@ -139,8 +155,9 @@ class QuantParams:
         self.axis = axis
 
 
-def hbm_runtime(cores: int = 1, wide: bool = False, broken: str = '',
-                loads: tuple[str, ...] = ('.hbm', '.bin')) -> tuple[ModuleType, list[Any]]:
+def hbm_runtime(
+    cores: int = 1, wide: bool = False, broken: str = '', loads: tuple[str, ...] = ('.hbm', '.bin')
+) -> tuple[ModuleType, list[Any]]:
     """
     Make the module ``hbm_runtime``.
 
@@ -151,7 +168,7 @@ def hbm_runtime(cores: int = 1, wide: bool = False, broken: str = '',
     """
     made: list[Any] = []
 
-    class HB_HBMRuntime:        # noqa: N801  (its name there)
+    class HB_HBMRuntime:  # noqa: N801  (its name there)
         """A loaded file; what is not documented does not exist."""
 
         def __init__(self, model_file: str):
@@ -164,31 +181,57 @@ def hbm_runtime(cores: int = 1, wide: bool = False, broken: str = '',
             made.append(weakref.ref(self))
 
         def __tensors(self, inputs: Any, output: Any) -> dict[str, dict[str, Any]]:
-            names = {'pixels': inputs, 'more': inputs} if self.__chip.model.extra_input else {
-                'pixels': inputs}
+            names = (
+                {'pixels': inputs, 'more': inputs}
+                if self.__chip.model.extra_input
+                else {'pixels': inputs}
+            )
             return {'vit': names if inputs is not None else {'features': output}}
 
         model_names = property(lambda self: ['vit'])
         input_names = property(lambda self: {'vit': list(self.__tensors(0, None)['vit'])})
         output_names = property(lambda self: {'vit': ['features']})
-        input_shapes = property(lambda self: self.__tensors(
-            list(self.__chip.model.input_shape), None))
-        output_shapes = property(lambda self: self.__tensors(
-            None, list(self.__chip.model.output_shape)))
-        input_dtypes = property(lambda self: self.__tensors(
-            hbDNNDataType[KINDS[self.__chip.model.input_dtype]], None))
-        output_dtypes = property(lambda self: self.__tensors(
-            None, hbDNNDataType[KINDS[self.__chip.model.output_dtype]]))
-        input_quants = property(lambda self: self.__tensors(QuantParams(
-            self.__chip.model.quant_type, self.__chip.model.input_scale,
-            self.__chip.model.input_zero, self.__chip.model.input_axis), None))
-        output_quants = property(lambda self: self.__tensors(None, QuantParams(
-            self.__chip.model.quant_type, self.__chip.model.output_scale,
-            self.__chip.model.output_zero, self.__chip.model.output_axis)))
+        input_shapes = property(
+            lambda self: self.__tensors(list(self.__chip.model.input_shape), None)
+        )
+        output_shapes = property(
+            lambda self: self.__tensors(None, list(self.__chip.model.output_shape))
+        )
+        input_dtypes = property(
+            lambda self: self.__tensors(hbDNNDataType[KINDS[self.__chip.model.input_dtype]], None)
+        )
+        output_dtypes = property(
+            lambda self: self.__tensors(None, hbDNNDataType[KINDS[self.__chip.model.output_dtype]])
+        )
+        input_quants = property(
+            lambda self: self.__tensors(
+                QuantParams(
+                    self.__chip.model.quant_type,
+                    self.__chip.model.input_scale,
+                    self.__chip.model.input_zero,
+                    self.__chip.model.input_axis,
+                ),
+                None,
+            )
+        )
+        output_quants = property(
+            lambda self: self.__tensors(
+                None,
+                QuantParams(
+                    self.__chip.model.quant_type,
+                    self.__chip.model.output_scale,
+                    self.__chip.model.output_zero,
+                    self.__chip.model.output_axis,
+                ),
+            )
+        )
         sched_params = property(lambda self: {'vit': SimpleNamespace(**self.__params)})
 
-        def set_scheduling_params(self, priority: dict[str, int] | None = None,
-                                  bpu_cores: dict[str, list[int]] | None = None) -> None:
+        def set_scheduling_params(
+            self,
+            priority: dict[str, int] | None = None,
+            bpu_cores: dict[str, list[int]] | None = None,
+        ) -> None:
             for name, chosen in (('priority', priority), ('bpu_cores', bpu_cores)):
                 if chosen is not None:
                     self.__params[name] = chosen['vit']
@@ -197,8 +240,9 @@ def hbm_runtime(cores: int = 1, wide: bool = False, broken: str = '',
             if any(core not in range(cores) for core in self.__params.get('bpu_cores', [])):
                 raise RuntimeError('Invalid BPU core')
 
-        def run(self, multi_input_tensors: dict[str, dict[str, np.ndarray]]) \
-                -> dict[str, dict[str, np.ndarray]]:
+        def run(
+            self, multi_input_tensors: dict[str, dict[str, np.ndarray]]
+        ) -> dict[str, dict[str, np.ndarray]]:
             if broken:
                 raise RuntimeError(broken)
             model = self.__chip.model
@@ -209,14 +253,20 @@ def hbm_runtime(cores: int = 1, wide: bool = False, broken: str = '',
             return {'vit': {'features': view.base if wide else view}}
 
     module = ModuleType('hbm_runtime')
-    module.__dict__.update(HB_HBMRuntime=HB_HBMRuntime, QuantParams=QuantParams,
-                           hbDNNDataType=hbDNNDataType, hbDNNQuantiType=hbDNNQuantiType)
+    module.__dict__.update(
+        HB_HBMRuntime=HB_HBMRuntime,
+        QuantParams=QuantParams,
+        hbDNNDataType=hbDNNDataType,
+        hbDNNQuantiType=hbDNNQuantiType,
+    )
     return module, made
 
 
-def pyeasy_dnn(x5_build: bool = False, outputs: tuple[str, ...] = (
-        'float32', 'int8', 'int16', 'int32'), layout: str = 'NONE') \
-        -> tuple[ModuleType, list[Any]]:
+def pyeasy_dnn(
+    x5_build: bool = False,
+    outputs: tuple[str, ...] = ('float32', 'int8', 'int16', 'int32'),
+    layout: str = 'NONE',
+) -> tuple[ModuleType, list[Any]]:
     """
     Make the module ``pyeasy_dnn``.
 
@@ -230,12 +280,22 @@ def pyeasy_dnn(x5_build: bool = False, outputs: tuple[str, ...] = (
     class Tensor:
         """An input or output."""
 
-        def __init__(self, name: str, shape: tuple[int, ...], dtype: str,
-                     scale: tuple[float, ...], buffer: np.ndarray | None = None):
+        def __init__(
+            self,
+            name: str,
+            shape: tuple[int, ...],
+            dtype: str,
+            scale: tuple[float, ...],
+            buffer: np.ndarray | None = None,
+        ):
             self.name = name
             self.properties = SimpleNamespace(
-                shape=tuple(shape), dtype=dtype, tensor_type=dtype, layout=layout,
-                scale_data=np.array(scale, np.float32))
+                shape=tuple(shape),
+                dtype=dtype,
+                tensor_type=dtype,
+                layout=layout,
+                scale_data=np.array(scale, np.float32),
+            )
             self.buffer = buffer
 
     class Model:
@@ -245,10 +305,12 @@ def pyeasy_dnn(x5_build: bool = False, outputs: tuple[str, ...] = (
             self._chip = Chip(path)
             model = self._chip.model
             self.name = 'vit'
-            self.inputs = [Tensor('pixels', model.input_shape, model.input_dtype,
-                                  model.input_scale)]
-            self.outputs = [Tensor('features', model.output_shape, model.output_dtype,
-                                   model.output_scale)]
+            self.inputs = [
+                Tensor('pixels', model.input_shape, model.input_dtype, model.input_scale)
+            ]
+            self.outputs = [
+                Tensor('features', model.output_shape, model.output_dtype, model.output_scale)
+            ]
 
         def forward(self, arg: np.ndarray, **kwargs: int) -> list[Tensor]:
             assert set(kwargs) <= {'core_id', 'priority'}
@@ -257,8 +319,9 @@ def pyeasy_dnn(x5_build: bool = False, outputs: tuple[str, ...] = (
             if x5_build:
                 memory = np.zeros(model.input_shape, model.input_dtype)
                 count = arg.size
-                memory.reshape(-1).view(np.uint8)[:count] = \
-                    np.frombuffer(arg.tobytes(), np.uint8)[:count]
+                memory.reshape(-1).view(np.uint8)[:count] = np.frombuffer(arg.tobytes(), np.uint8)[
+                    :count
+                ]
                 arg[...] = 0
             else:
                 assert arg.dtype == model.input_dtype and arg.shape == model.input_shape
@@ -269,8 +332,15 @@ def pyeasy_dnn(x5_build: bool = False, outputs: tuple[str, ...] = (
                 buffer = buffer.reshape(buffer.shape + (1,) * (4 - buffer.ndim))
             if model.output_dtype not in outputs:
                 buffer = buffer.view(np.int8)
-            return [Tensor('features', model.output_shape, model.output_dtype, model.output_scale,
-                           buffer.copy())]
+            return [
+                Tensor(
+                    'features',
+                    model.output_shape,
+                    model.output_dtype,
+                    model.output_scale,
+                    buffer.copy(),
+                )
+            ]
 
     if x5_build:
         Model.__module__ = 'dnnpy'

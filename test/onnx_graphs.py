@@ -17,9 +17,14 @@ from onnx import helper, TensorProto
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-TYPES = {'float32': TensorProto.FLOAT, 'float16': TensorProto.FLOAT16,
-         'uint8': TensorProto.UINT8, 'int8': TensorProto.INT8, 'int64': TensorProto.INT64,
-         'bool': TensorProto.BOOL}
+TYPES = {
+    'float32': TensorProto.FLOAT,
+    'float16': TensorProto.FLOAT16,
+    'uint8': TensorProto.UINT8,
+    'int8': TensorProto.INT8,
+    'int64': TensorProto.INT64,
+    'bool': TensorProto.BOOL,
+}
 OPSET = [helper.make_opsetid('', 17)]
 
 
@@ -56,8 +61,9 @@ class TinyEncoder:
     def __post_init__(self) -> None:
         rng = np.random.default_rng(7)
         fan = 3 * self.patch**2
-        self.weight = rng.normal(0, 1.5 / np.sqrt(fan), (self.n_embd, 3, self.patch, self.patch)) \
-            .astype(np.float32)
+        self.weight = rng.normal(
+            0, 1.5 / np.sqrt(fan), (self.n_embd, 3, self.patch, self.patch)
+        ).astype(np.float32)
         self.bias = rng.normal(0, 0.3, self.n_embd).astype(np.float32)
 
     @property
@@ -108,8 +114,9 @@ class TinyEncoder:
             at = len(self.lead) if len(axes) > 2 else 2
             mask = node('Cast', name, to=TensorProto.FLOAT)
             if missing:
-                mask = node('Unsqueeze', mask, constant(
-                    f'{name}_axes', range(at, at + missing), np.int64))
+                mask = node(
+                    'Unsqueeze', mask, constant(f'{name}_axes', range(at, at + missing), np.int64)
+                )
             last = node('Mul', last, mask)
         if len(self.lead) > 1:
             last = node('Reshape', last, constant('flat', (-1, 3, self.side, self.side), np.int64))
@@ -119,15 +126,18 @@ class TinyEncoder:
             last = node('Cast', last, to=TensorProto.FLOAT)
         if self.dtype == 'uint8':
             scale = 255 * np.array(STD)
-            last = node('Div', node('Sub', last, constant(
-                'mean', 255 * np.reshape(MEAN, (3, 1, 1)), np.float32)), constant(
-                'std', scale.reshape(3, 1, 1), np.float32))
+            last = node(
+                'Div',
+                node('Sub', last, constant('mean', 255 * np.reshape(MEAN, (3, 1, 1)), np.float32)),
+                constant('std', scale.reshape(3, 1, 1), np.float32),
+            )
         # 2) the encoder
         normalised = last
         constants.append(onnx.numpy_helper.from_array(self.weight, 'weight'))
         constants.append(onnx.numpy_helper.from_array(self.bias, 'bias'))
-        last = node('Conv', last, 'weight', 'bias', kernel_shape=[self.patch] * 2,
-                    strides=[self.patch] * 2)
+        last = node(
+            'Conv', last, 'weight', 'bias', kernel_shape=[self.patch] * 2, strides=[self.patch] * 2
+        )
         last = node('Reshape', last, constant('rows', (0, self.n_embd, -1), np.int64))
         last = node('Tanh', node('Transpose', last, perm=[0, 2, 1]))
         if self.count:
@@ -135,8 +145,12 @@ class TinyEncoder:
             last = node('Add', last, node('Cast', tiles, to=TensorProto.FLOAT))
         if self.spoil:
             white = node('Greater', normalised, constant('two', 2.0, np.float32))
-            nan = node('Where', white, constant('nan', np.nan, np.float32),
-                       constant('zero', 0, np.float32))
+            nan = node(
+                'Where',
+                white,
+                constant('nan', np.nan, np.float32),
+                constant('zero', 0, np.float32),
+            )
             last = node('Add', last, node('ReduceSum', nan, keepdims=0))
         # 3) the shape that the recipe asks for
         tiles_out = self.lead[-1] if len(self.lead) == 1 else 'all_images'
@@ -150,8 +164,11 @@ class TinyEncoder:
         elif self.output == 'open':
             shape = ('a', 'b', 'c')
             # a shape that is computed hides the sizes from ONNX Runtime
-            last = node('Reshape', last, node('Add', node('Shape', last), constant(
-                'none', (0, 0, 0), np.int64)))
+            last = node(
+                'Reshape',
+                last,
+                node('Add', node('Shape', last), constant('none', (0, 0, 0), np.int64)),
+            )
         kind = TYPES['float16' if self.dtype == 'float16' else 'float32']
         if self.dtype == 'float16':
             last = node('Cast', last, to=TensorProto.FLOAT16)
@@ -159,12 +176,20 @@ class TinyEncoder:
         outputs = [helper.make_tensor_value_info(self.output_name, kind, shape)]
         if self.extra_output:
             nodes.append(helper.make_node('Identity', [normalised], [self.extra_output]))
-            outputs.append(helper.make_tensor_value_info(
-                self.extra_output, TensorProto.FLOAT, (tiles_out, 3, self.side, self.side)))
-        inputs = [helper.make_tensor_value_info('pixel_values', TYPES[self.dtype],
-                                                (*self.lead, *picture))]
-        inputs += [helper.make_tensor_value_info(name, TYPES[kind], axes)
-                   for name, (kind, axes) in self.masks.items()]
+            outputs.append(
+                helper.make_tensor_value_info(
+                    self.extra_output, TensorProto.FLOAT, (tiles_out, 3, self.side, self.side)
+                )
+            )
+        inputs = [
+            helper.make_tensor_value_info(
+                'pixel_values', TYPES[self.dtype], (*self.lead, *picture)
+            )
+        ]
+        inputs += [
+            helper.make_tensor_value_info(name, TYPES[kind], axes)
+            for name, (kind, axes) in self.masks.items()
+        ]
         graph = helper.make_graph(nodes, 'tiny', inputs, outputs, constants)
         return helper.make_model(graph, opset_imports=OPSET, ir_version=8)
 
@@ -174,14 +199,19 @@ def normalise(tiles: np.ndarray, mean: Any = MEAN, std: Any = STD) -> np.ndarray
     return ((tiles / 255.0 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
 
 
-def any_graph(inputs: dict[str, tuple[str, Any]], outputs: dict[str, tuple[str, Any]],
-              nodes: list[Any], domains: tuple[str, ...] = ()) -> bytes:
+def any_graph(
+    inputs: dict[str, tuple[str, Any]],
+    outputs: dict[str, tuple[str, Any]],
+    nodes: list[Any],
+    domains: tuple[str, ...] = (),
+) -> bytes:
     """Make an ONNX file out of anything, unchecked."""
     graph = helper.make_graph(
-        nodes, 'any',
+        nodes,
+        'any',
         [helper.make_tensor_value_info(n, TYPES[k], s) for n, (k, s) in inputs.items()],
-        [helper.make_tensor_value_info(n, TYPES[k], s) for n, (k, s) in outputs.items()])
+        [helper.make_tensor_value_info(n, TYPES[k], s) for n, (k, s) in outputs.items()],
+    )
     opsets = OPSET + [helper.make_opsetid(domain, 1) for domain in domains]
-    data: bytes = helper.make_model(graph, opset_imports=opsets,
-                                    ir_version=8).SerializeToString()
+    data: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
     return data

@@ -52,7 +52,7 @@ class Fresh:
         decoder = self.decoder
         lib.llama_memory_clear(decoder.memory, True)
         at, total = 0, len(prompt.cells)
-        starts = {first: data for first, data in prompt.pictures}
+        starts = dict(prompt.pictures)
         while at < total:
             if at in starts:
                 data = starts[at]

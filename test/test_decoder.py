@@ -6,11 +6,10 @@ from pathlib import Path
 import subprocess
 import sys
 
+from conftest import DEMO, MODELS
 from hobot_vlm import ModelFileError, VLM
 from hobot_vlm.llama.model import Decoder
 import pytest
-
-from conftest import DEMO, MODELS
 
 GOOD = MODELS / 'plain' / 'decoder.gguf'
 LOAD = """
@@ -29,7 +28,7 @@ for path in sys.argv[1:]:
 def cut(path: Path, share: float) -> Path:
     """Write the first part of a good file."""
     data = GOOD.read_bytes()
-    path.write_bytes(data[:int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * share)])
     return path
 
 
@@ -43,15 +42,21 @@ def test_a_file_cut_short(tmp_path, share):
     path = cut(tmp_path / 'short.gguf', share)
     with pytest.raises(ModelFileError) as caught:
         Decoder(path)
-    assert str(path) in str(caught.value) and 'expected' in str(caught.value) or (
-        'give a .gguf' in str(caught.value) or 'again' in str(caught.value))
+    assert (
+        str(path) in str(caught.value)
+        and 'expected' in str(caught.value)
+        or ('give a .gguf' in str(caught.value) or 'again' in str(caught.value))
+    )
 
 
-@pytest.mark.parametrize(('path', 'match'), [
-    (DEMO / 'sample.png', 'no model of llama.cpp'),
-    (DEMO / 'vision.onnx', 'no model of llama.cpp'),
-    (MODELS / 'smolvlm' / 'mmproj.gguf', 'the decoder and not the mmproj'),
-])
+@pytest.mark.parametrize(
+    ('path', 'match'),
+    [
+        (DEMO / 'sample.png', 'no model of llama.cpp'),
+        (DEMO / 'vision.onnx', 'no model of llama.cpp'),
+        (MODELS / 'smolvlm' / 'mmproj.gguf', 'the decoder and not the mmproj'),
+    ],
+)
 def test_a_file_of_another_kind(path, match):
     with pytest.raises(ModelFileError, match=match):
         VLM.load(llm_model_name=path)
@@ -63,10 +68,14 @@ def test_a_damaged_header_ends_no_process(tmp_path):
     paths = []
     for at in range(4, 400, 9):
         path = tmp_path / f'{at}.gguf'
-        path.write_bytes(data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1:])
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :])
         paths.append(str(path))
-    done = subprocess.run([sys.executable, '-c', LOAD, str(GOOD), *paths], capture_output=True,
-                          text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, '-c', LOAD, str(GOOD), *paths],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     outcomes = done.stdout.split()
     assert outcomes[0] == 'loaded' and len(outcomes) == len(paths) + 1

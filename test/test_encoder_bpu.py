@@ -31,14 +31,20 @@ STEPS = tuple(float(s) for s in np.geomspace(4e-5, 4e-3, 12))
 @pytest.fixture(autouse=True)
 def bare_machine(monkeypatch):
     """Take away whatever BPU runtime the machine may have."""
-    for name in ('hbm_runtime', 'hobot_dnn', 'hobot_dnn.pyeasy_dnn', 'hobot_dnn_rdkx5',
-                 'hobot_dnn_rdkx5.pyeasy_dnn'):
+    for name in (
+        'hbm_runtime',
+        'hobot_dnn',
+        'hobot_dnn.pyeasy_dnn',
+        'hobot_dnn_rdkx5',
+        'hobot_dnn_rdkx5.pyeasy_dnn',
+    ):
         monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.fixture
 def install(monkeypatch):
     """Give a function that installs stand-ins under their names, and returns their records."""
+
     def put(record, *names):
         for name in names:
             if '.' in name:
@@ -63,8 +69,9 @@ def by_onnx(tmp_path: Path, tiles: ImageTiles) -> np.ndarray:
         return encoder.encode(tiles)
 
 
-def compiled(tmp_path: Path, model: Compiled = FLOATS, suffix: str = '.hbm',
-             recipe: TinyEncoder = RECIPE) -> Path:
+def compiled(
+    tmp_path: Path, model: Compiled = FLOATS, suffix: str = '.hbm', recipe: TinyEncoder = RECIPE
+) -> Path:
     """Write a compiled model."""
     return model.write(tmp_path / f'vision{suffix}', recipe.bytes())
 
@@ -96,12 +103,18 @@ INPUTS = {
     'float32 NHWC': Compiled(input_shape=NHWC),
     'int8': Compiled(input_dtype='int8', input_scale=(0.021,)),
     'int8 NHWC, a scale per channel': Compiled(
-        input_shape=NHWC, input_dtype='int8', input_scale=(0.021, 0.018, 0.025),
-        input_zero=(3, -5, 0), input_axis=3),
+        input_shape=NHWC,
+        input_dtype='int8',
+        input_scale=(0.021, 0.018, 0.025),
+        input_zero=(3, -5, 0),
+        input_axis=3,
+    ),
     'int8 NHWC, axis from the end': Compiled(
-        input_shape=NHWC, input_dtype='int8', input_scale=(0.021, 0.018, 0.025), input_axis=-1),
+        input_shape=NHWC, input_dtype='int8', input_scale=(0.021, 0.018, 0.025), input_axis=-1
+    ),
     'uint8 with a zero point': Compiled(
-        input_dtype='uint8', input_scale=(0.02,), input_zero=(110,)),
+        input_dtype='uint8', input_scale=(0.02,), input_zero=(110,)
+    ),
     'int16': Compiled(input_dtype='int16', input_scale=(1e-4,)),
 }
 
@@ -135,8 +148,12 @@ def test_raw_pixels_are_left_to_a_model_that_normalises_them(tmp_path, install, 
     install(make(), name)
     tiles = tiles_of(2)
     before = tiles.pixels.copy()
-    path = compiled(tmp_path, Compiled(input_shape=NHWC, input_dtype='uint8'), suffix,
-                    replace(RECIPE, dtype='uint8'))
+    path = compiled(
+        tmp_path,
+        Compiled(input_shape=NHWC, input_dtype='uint8'),
+        suffix,
+        replace(RECIPE, dtype='uint8'),
+    )
     with open_encoder(path) as encoder:
         np.testing.assert_allclose(encoder.encode(tiles), by_onnx(tmp_path, tiles), atol=2e-6)
     np.testing.assert_array_equal(tiles.pixels, before)
@@ -145,21 +162,35 @@ def test_raw_pixels_are_left_to_a_model_that_normalises_them(tmp_path, install, 
 OUTPUTS = {
     'float16': Compiled(output_dtype='float16'),
     'int16, a scale per number': Compiled(output_dtype='int16', output_scale=STEPS),
-    'int16, a scale per token': Compiled(output_dtype='int16', output_scale=STEPS[:4],
-                                         output_axis=1),
+    'int16, a scale per token': Compiled(
+        output_dtype='int16', output_scale=STEPS[:4], output_axis=1
+    ),
     'int16, one scale': Compiled(output_dtype='int16', output_scale=(5e-5,), output_axis=0),
-    'int8 with zero points': Compiled(output_dtype='int8', output_scale=(0.01,) * 12,
-                                      output_zero=tuple(range(-6, 6))),
+    'int8 with zero points': Compiled(
+        output_dtype='int8', output_scale=(0.01,) * 12, output_zero=tuple(range(-6, 6))
+    ),
     'int32': Compiled(output_dtype='int32', output_scale=STEPS, output_axis=-1),
     'rows of 16': Compiled(output_dtype='int16', output_scale=STEPS, padding=(0, 0, 4)),
     'rows of 16 floats': Compiled(padding=(0, 3, 4)),
-    'two axes': Compiled(output_shape=(4, 12), output_dtype='int16', output_scale=STEPS,
-                         output_axis=1),
+    'two axes': Compiled(
+        output_shape=(4, 12), output_dtype='int16', output_scale=STEPS, output_axis=1
+    ),
     'four axes': Compiled(output_shape=(1, 4, 12, 1), output_dtype='int16', output_scale=STEPS),
-    'four axes in front': Compiled(output_shape=(1, 1, 4, 12), output_dtype='int16',
-                                   output_scale=STEPS, output_axis=3, padding=(0, 0, 4, 4)),
-    'channels first': Compiled(output_shape=(1, 12, 1, 4), output_dtype='int16', turned=True,
-                               output_scale=STEPS, output_axis=1, padding=(0, 0, 0, 4)),
+    'four axes in front': Compiled(
+        output_shape=(1, 1, 4, 12),
+        output_dtype='int16',
+        output_scale=STEPS,
+        output_axis=3,
+        padding=(0, 0, 4, 4),
+    ),
+    'channels first': Compiled(
+        output_shape=(1, 12, 1, 4),
+        output_dtype='int16',
+        turned=True,
+        output_scale=STEPS,
+        output_axis=1,
+        padding=(0, 0, 0, 4),
+    ),
 }
 
 
@@ -185,8 +216,18 @@ def test_outputs_equal_the_onnx_embeddings_within_half_a_step(tmp_path, install,
 
 
 @pytest.mark.parametrize('x5_build', [False, True], ids=['documented', 'X5'])
-@pytest.mark.parametrize('name', ['int16, a scale per number', 'int16, one scale', 'int32',
-                                  'rows of 16', 'rows of 16 floats', 'four axes', 'two axes'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'int16, a scale per number',
+        'int16, one scale',
+        'int32',
+        'rows of 16',
+        'rows of 16 floats',
+        'four axes',
+        'two axes',
+    ],
+)
 def test_pyeasy_dnn_gives_the_same_within_half_a_step(tmp_path, install, name, x5_build):
     install(pyeasy_dnn(x5_build), 'hobot_dnn.pyeasy_dnn')
     model, tiles = replace(OUTPUTS[name], output_zero=()), tiles_of(2)
@@ -227,15 +268,23 @@ def test_three_axes_are_taken_in_their_order(tmp_path, install):
     path = compiled(tmp_path, Compiled(output_shape=(1, 4, 3)), recipe=recipe)
     with open_encoder(path) as encoder:
         assert (encoder.tokens, encoder.n_embd) == (4, 3)
-        np.testing.assert_allclose(encoder.encode(tiles), recipe.expect(normalise(tiles.pixels)),
-                                   atol=1e-6)
+        np.testing.assert_allclose(
+            encoder.encode(tiles), recipe.expect(normalise(tiles.pixels)), atol=1e-6
+        )
 
 
 def test_quantised_at_both_ends_with_gaps_between_rows(tmp_path, install):
     install(hbm_runtime(), 'hbm_runtime')
     scale = (0.021, 0.018, 0.025)
-    model = Compiled(input_shape=NHWC, input_dtype='int8', input_scale=scale, input_axis=3,
-                     output_dtype='int16', output_scale=STEPS, padding=(0, 4, 4))
+    model = Compiled(
+        input_shape=NHWC,
+        input_dtype='int8',
+        input_scale=scale,
+        input_axis=3,
+        output_dtype='int16',
+        output_scale=STEPS,
+        padding=(0, 4, 4),
+    )
     tiles = tiles_of(2)
     with open_encoder(compiled(tmp_path, model)) as encoder:
         found = encoder.encode(tiles)
@@ -243,24 +292,30 @@ def test_quantised_at_both_ends_with_gaps_between_rows(tmp_path, install):
     assert (np.abs(found - by_onnx(tmp_path, tiles)) <= reach).all()
 
 
-@pytest.mark.parametrize('options, wanted', [
-    (EncoderOptions(), {'priority': 0}),
-    (EncoderOptions(bpu_priority=200), {'priority': 200}),
-    (EncoderOptions(bpu_priority=7, bpu_cores=(0, 2)), {'priority': 7, 'bpu_cores': [0, 2]}),
-])
+@pytest.mark.parametrize(
+    'options, wanted',
+    [
+        (EncoderOptions(), {'priority': 0}),
+        (EncoderOptions(bpu_priority=200), {'priority': 200}),
+        (EncoderOptions(bpu_priority=7, bpu_cores=(0, 2)), {'priority': 7, 'bpu_cores': [0, 2]}),
+    ],
+)
 def test_priority_and_cores_reach_hbm_runtime(tmp_path, install, options, wanted):
     made = install(hbm_runtime(cores=4), 'hbm_runtime')
     with open_encoder(compiled(tmp_path), options):
         assert vars(made[0]().sched_params['vit']) == wanted
 
 
-@pytest.mark.parametrize('options, wanted', [
-    (EncoderOptions(), {}),
-    (EncoderOptions(bpu_priority=200), {'priority': 200}),
-    (EncoderOptions(bpu_cores=(0,)), {'core_id': 1}),
-    (EncoderOptions(bpu_priority=3, bpu_cores=(1,)), {'priority': 3, 'core_id': 2}),
-    (EncoderOptions(bpu_cores=(0, 1)), {}),
-])
+@pytest.mark.parametrize(
+    'options, wanted',
+    [
+        (EncoderOptions(), {}),
+        (EncoderOptions(bpu_priority=200), {'priority': 200}),
+        (EncoderOptions(bpu_cores=(0,)), {'core_id': 1}),
+        (EncoderOptions(bpu_priority=3, bpu_cores=(1,)), {'priority': 3, 'core_id': 2}),
+        (EncoderOptions(bpu_cores=(0, 1)), {}),
+    ],
+)
 def test_priority_and_core_reach_pyeasy_dnn(tmp_path, install, options, wanted):
     calls = install(pyeasy_dnn(), 'hobot_dnn.pyeasy_dnn')
     with open_encoder(compiled(tmp_path, suffix='.bin'), options) as encoder:
@@ -311,7 +366,7 @@ def test_a_bin_file_goes_to_the_runtime_that_can_load_it(tmp_path, install):
     made = install(hbm_runtime(), 'hbm_runtime')
     with open_encoder(path) as encoder:
         encoder.encode(tiles)
-    assert (len(made), len(calls)) == (1, 0)        # hbm_runtime comes first
+    assert (len(made), len(calls)) == (1, 0)  # hbm_runtime comes first
     made = install(hbm_runtime(loads=('.hbm',)), 'hbm_runtime')
     with open_encoder(path) as encoder:
         encoder.encode(tiles)
@@ -331,23 +386,32 @@ def test_a_file_that_no_runtime_loads_is_an_error_with_all_reasons(tmp_path, ins
     assert 'hbm_runtime: hbDNN' in text and 'pyeasy_dnn: hbDNN' in text
 
 
-@pytest.mark.parametrize('model, told', [
-    (Compiled(input_shape=(1, 3, 16, 16), input_dtype='NV12'), 'its input is NV12'),
-    (Compiled(input_dtype='int8'), 'its input is S8 without a scale'),
-    (Compiled(input_dtype='int32'), 'its input is S32'),
-    (Compiled(input_shape=(1, 24, 16, 1)), 'its input is not one picture'),
-    (Compiled(input_shape=(2, 3, 16, 16)), 'its input is not one picture'),
-    (Compiled(input_shape=(1, 3, 16, 32)), '32 x 16, not square'),
-    (Compiled(input_dtype='int8', input_scale=(0.02,) * 16, input_axis=3), 'belongs to no chan'),
-    (Compiled(extra_input=True), 'it has 2 inputs'),
-    (Compiled(output_dtype='int16'), 'its output is S16 without a scale'),
-    (Compiled(output_shape=(1, 2, 2, 12)), 'its output cannot be embeddings'),
-    (Compiled(output_shape=(2, 2, 12)), 'its output cannot be embeddings'),
-    (Compiled(output_dtype='int16', output_scale=STEPS[:5]), '5 numbers for axis 2, expected 1'),
-    (Compiled(output_dtype='int16', output_scale=(0.0,)), 'above zero'),
-    (Compiled(output_dtype='int16', output_scale=(float('nan'),)), 'above zero'),
-    (Compiled(output_dtype='int16', output_scale=STEPS, quant_type='SHIFT'), 'SHIFT'),
-])
+@pytest.mark.parametrize(
+    'model, told',
+    [
+        (Compiled(input_shape=(1, 3, 16, 16), input_dtype='NV12'), 'its input is NV12'),
+        (Compiled(input_dtype='int8'), 'its input is S8 without a scale'),
+        (Compiled(input_dtype='int32'), 'its input is S32'),
+        (Compiled(input_shape=(1, 24, 16, 1)), 'its input is not one picture'),
+        (Compiled(input_shape=(2, 3, 16, 16)), 'its input is not one picture'),
+        (Compiled(input_shape=(1, 3, 16, 32)), '32 x 16, not square'),
+        (
+            Compiled(input_dtype='int8', input_scale=(0.02,) * 16, input_axis=3),
+            'belongs to no chan',
+        ),
+        (Compiled(extra_input=True), 'it has 2 inputs'),
+        (Compiled(output_dtype='int16'), 'its output is S16 without a scale'),
+        (Compiled(output_shape=(1, 2, 2, 12)), 'its output cannot be embeddings'),
+        (Compiled(output_shape=(2, 2, 12)), 'its output cannot be embeddings'),
+        (
+            Compiled(output_dtype='int16', output_scale=STEPS[:5]),
+            '5 numbers for axis 2, expected 1',
+        ),
+        (Compiled(output_dtype='int16', output_scale=(0.0,)), 'above zero'),
+        (Compiled(output_dtype='int16', output_scale=(float('nan'),)), 'above zero'),
+        (Compiled(output_dtype='int16', output_scale=STEPS, quant_type='SHIFT'), 'SHIFT'),
+    ],
+)
 def test_a_model_that_is_no_vision_encoder_is_told_why(tmp_path, install, model, told):
     install(hbm_runtime(), 'hbm_runtime')
     with pytest.raises(ModelMismatch, match=told):

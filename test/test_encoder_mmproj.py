@@ -17,7 +17,7 @@ import pytest
 
 MODELS = Path(__file__).parent / 'models'
 FAMILIES = ('internvl', 'smolvlm')
-ONE_THREAD = EncoderOptions(threads=1)      # so small that a second only waits
+ONE_THREAD = EncoderOptions(threads=1)  # so small that a second only waits
 
 
 def tiles_of(name: str, side: int, n: int) -> ImageTiles:
@@ -67,9 +67,9 @@ def test_a_tile_is_encoded_the_same_alone_and_among_others(name):
         tiles = tiles_of(name, encoder.side, 5)
         together = encoder.encode(tiles)
         for i in range(5):
-            alone = ImageTiles(tiles.pixels[i:i + 1], 0, 0, True, tiles.mean, tiles.std)
+            alone = ImageTiles(tiles.pixels[i : i + 1], 0, 0, True, tiles.mean, tiles.std)
             np.testing.assert_allclose(encoder.encode(alone)[0], together[i], atol=1e-4)
-        encoder.close()                     # and once more on leaving: harmless
+        encoder.close()  # and once more on leaving: harmless
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -89,8 +89,11 @@ def test_a_file_without_the_longest_edge_is_read_too(edited):
 
 def test_a_longest_edge_that_is_no_number_of_tiles_is_refused(edited):
     key = b'clip.vision.preproc_image_size' + struct.pack('<I', 4)
-    path = edited(MODELS / 'smolvlm' / 'mmproj.gguf', key + struct.pack('<I', 256),
-                  key + struct.pack('<I', 250))
+    path = edited(
+        MODELS / 'smolvlm' / 'mmproj.gguf',
+        key + struct.pack('<I', 256),
+        key + struct.pack('<I', 250),
+    )
     with pytest.raises(ModelMismatch, match='250.*64 pixels.*ONNX'):
         open_encoder(path)
 
@@ -99,8 +102,9 @@ def test_positions_that_are_right_are_left_alone():
     positions = _Positions(read_gguf(MODELS / 'internvl' / 'mmproj.gguf'))
     class_token, patch = np.random.default_rng(0).standard_normal((2, positions.table.shape[1]))
     for cells in ([class_token, *[patch] * 16], [*[patch] * 16, class_token]):
-        right = (positions.table if cells[0] is class_token
-                 else np.roll(positions.table, -1, axis=0))
+        right = (
+            positions.table if cells[0] is class_token else np.roll(positions.table, -1, axis=0)
+        )
         positions._seen = np.array(cells, np.float32) + right
         positions.learn()
         assert positions._missing is None
@@ -146,18 +150,43 @@ def test_a_file_cut_anywhere(tmp_path, name):
             open_encoder(path)
 
 
-@pytest.mark.parametrize('old, new, error, message', (
-    (b'\x08\0\0\0\0\0\0\0internvl', b'\x08\0\0\0\0\0\0\0qwen2.5v', ModelMismatch, 'idefics3'),
-    (b'clip.has_vision_encoder', b'clip.has_audio__encoder', ModelFileError, 'no vision encoder'),
-    (b'clip.vision.patch_size', b'clip.vision.patch_sizE', ModelFileError, 'patch_size is None'),
-    (b'v.class_embd', b'v.class_embD', ModelFileError, 'no tensor v.class_embd'),
-    (b'v.blk.1.attn_q.weight', b'v.blk.7.attn_q.weight', ModelFileError,
-     'no tensor v.blk.1.attn_q.weight'),
-    (b'mm.model.mlp.1.bias', b'mm.model.mlp.7.bias', ModelFileError,
-     'llama.cpp cannot load it .*mm.model.mlp.1.bias'),
-    (b'clip.vision.image_size\x04\0\0\0\x38', b'clip.vision.image_size\x04\0\0\0\x54',
-     ModelFileError, r'position_embd.weight is \(17, 32\), which is not 1184'),
-))
+@pytest.mark.parametrize(
+    'old, new, error, message',
+    (
+        (b'\x08\0\0\0\0\0\0\0internvl', b'\x08\0\0\0\0\0\0\0qwen2.5v', ModelMismatch, 'idefics3'),
+        (
+            b'clip.has_vision_encoder',
+            b'clip.has_audio__encoder',
+            ModelFileError,
+            'no vision encoder',
+        ),
+        (
+            b'clip.vision.patch_size',
+            b'clip.vision.patch_sizE',
+            ModelFileError,
+            'patch_size is None',
+        ),
+        (b'v.class_embd', b'v.class_embD', ModelFileError, 'no tensor v.class_embd'),
+        (
+            b'v.blk.1.attn_q.weight',
+            b'v.blk.7.attn_q.weight',
+            ModelFileError,
+            'no tensor v.blk.1.attn_q.weight',
+        ),
+        (
+            b'mm.model.mlp.1.bias',
+            b'mm.model.mlp.7.bias',
+            ModelFileError,
+            'llama.cpp cannot load it .*mm.model.mlp.1.bias',
+        ),
+        (
+            b'clip.vision.image_size\x04\0\0\0\x38',
+            b'clip.vision.image_size\x04\0\0\0\x54',
+            ModelFileError,
+            r'position_embd.weight is \(17, 32\), which is not 1184',
+        ),
+    ),
+)
 def test_a_file_that_lacks_something(edited, old, new, error, message):
     with pytest.raises(error, match=message):
         open_encoder(edited(MODELS / 'internvl' / 'mmproj.gguf', old, new))

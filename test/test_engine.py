@@ -31,7 +31,8 @@ def test_an_answer_and_its_numbers(fresh, sample):
     assert min(times.preprocess_ms, times.encode_ms, times.prefill_ms, times.decode_ms) > 0
     assert times.ttft_ms >= times.preprocess_ms + times.encode_ms + times.prefill_ms
     assert times.tokens_per_second == pytest.approx(
-        (reply.completion_tokens - 1) / times.decode_ms * 1000, rel=0.01)
+        (reply.completion_tokens - 1) / times.decode_ms * 1000, rel=0.01
+    )
     assert json.loads(json.dumps(reply.as_dict()))['timings']['ttft_ms'] == times.ttft_ms
 
 
@@ -40,8 +41,9 @@ def test_chunks_join_to_the_answer(demo, sample):
         stream = demo.stream(prompt, sample)
         chunks = list(stream)
         assert len(chunks) > 3
-        assert ''.join(c.text for c in chunks) == stream.reply.text == demo.ask(prompt,
-                                                                                sample).text
+        assert (
+            ''.join(c.text for c in chunks) == stream.reply.text == demo.ask(prompt, sample).text
+        )
         assert '\ufffd' not in stream.reply.text
 
 
@@ -76,7 +78,7 @@ def test_the_same_prompt_after_another_picture(fresh, sample):
     assert fresh.ask(QUESTION, plain((0, 0, 255))).text != expected
     reply = fresh.ask(QUESTION, sample)
     assert reply.text == expected
-    assert reply.timings.encode_ms == 0             # the embedding was kept
+    assert reply.timings.encode_ms == 0  # the embedding was kept
     assert reply.reused_tokens < reply.image_tokens  # the cells were not
 
 
@@ -94,8 +96,19 @@ def test_n_predict_ends_an_answer(demo, sample):
 
 def test_a_seed_repeats_an_answer(demo, sample):
     def answers(seed):
-        return [demo.ask(QUESTION, sample, temperature=8.0, top_k=0, top_p=1.0, min_p=0.0,
-                         seed=seed, n_predict=24).text for _ in range(2)]
+        return [
+            demo.ask(
+                QUESTION,
+                sample,
+                temperature=8.0,
+                top_k=0,
+                top_p=1.0,
+                min_p=0.0,
+                seed=seed,
+                n_predict=24,
+            ).text
+            for _ in range(2)
+        ]
 
     assert answers(7)[0] == answers(7)[1]
     assert answers(7)[0] != answers(8)[0]
@@ -142,14 +155,14 @@ def test_cancel_from_another_thread(fresh, sample):
         time.sleep(0.001)
     assert len(list(stream)) <= 1
     assert stream.reply.finish_reason == 'cancelled'
-    fresh.cancel()                                  # nothing runs: nothing to cancel
+    fresh.cancel()  # nothing runs: nothing to cancel
     assert fresh.ask(QUESTION, sample).finish_reason == 'stop'
 
 
 def test_cancel_stops_a_long_prefill(fresh):
     text = 'dog ' * 3500
     whole = fresh.ask(text, n_predict=1).timings.prefill_ms / 1000
-    fresh.ask('Hello')                              # leaves little of it in the cache
+    fresh.ask('Hello')  # leaves little of it in the cache
     timer = threading.Timer(whole / 8, fresh.cancel)
     timer.start()
     reply = fresh.ask(text, n_predict=1)
@@ -195,8 +208,12 @@ def test_a_conversation_decodes_only_what_is_new(fresh, sample):
 
 def test_several_turns_equal_a_fresh_context(fresh, sample):
     chat = fresh.conversation()
-    questions = [(QUESTION, sample), ('How many dogs are there?', None),
-                 ('描述一下这张图片.', plain((0, 0, 255))), ('What is on the left?', None)]
+    questions = [
+        (QUESTION, sample),
+        ('How many dogs are there?', None),
+        ('描述一下这张图片.', plain((0, 0, 255))),
+        ('What is on the left?', None),
+    ]
     answers = [chat.ask(q, i).text for q, i in questions]
     for session in fresh.cache._sessions:
         session.rewind(0)
@@ -230,18 +247,30 @@ def test_a_changed_picture_is_a_new_picture_in_the_conversation(fresh, sample):
     assert 'red' in second.text
 
 
-@pytest.mark.parametrize(('options', 'match'), [
-    ({'n_ctx': 5}, 'n_ctx cannot differ'), ({'nonsense': 1}, 'nonsense'),
-    ({'temperature': -1}, 'temperature is -1'), ({'top_p': 'x'}, 'top_p'),
-    ({'thinking': True}, 'InternVL'),
-])
+@pytest.mark.parametrize(
+    ('options', 'match'),
+    [
+        ({'n_ctx': 5}, 'n_ctx cannot differ'),
+        ({'nonsense': 1}, 'nonsense'),
+        ({'temperature': -1}, 'temperature is -1'),
+        ({'top_p': 'x'}, 'top_p'),
+        ({'thinking': True}, 'InternVL'),
+    ],
+)
 def test_bad_options_of_a_request(demo, options, match):
     with pytest.raises(ConfigError, match=match):
         demo.ask('Hello', **options)
 
 
-@pytest.mark.parametrize('picture', ['/nowhere/dog.jpg', b'GIF89a but not really',
-                                     np.zeros((0, 5, 3), np.uint8), np.zeros((4, 4, 3))])
+@pytest.mark.parametrize(
+    'picture',
+    [
+        '/nowhere/dog.jpg',
+        b'GIF89a but not really',
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((4, 4, 3)),
+    ],
+)
 def test_a_bad_picture_is_named_and_the_next_question_answered(demo, sample, picture):
     with pytest.raises(PictureError):
         demo.ask(QUESTION, picture)
@@ -278,7 +307,7 @@ def test_logprobs_and_bias(demo, sample):
     assert len(reply.logprobs) >= reply.completion_tokens
     for token in reply.logprobs:
         assert token.logprob <= 0 and len(token.top) == 3
-        assert token.logprob == pytest.approx(token.top[0][1])      # greedy takes the likeliest
+        assert token.logprob == pytest.approx(token.top[0][1])  # greedy takes the likeliest
     first = demo.decoder.tokenize(' There')[0]
     biased = demo.ask(QUESTION, sample, logit_bias={first: -100.0})
     assert not biased.text.startswith('There')
@@ -290,16 +319,27 @@ def test_logprobs_and_bias(demo, sample):
 @pytest.mark.parametrize('temperature', [0.0, 3.0])
 def test_an_answer_follows_a_grammar(demo, sample, temperature):
     for seed in range(5):
-        reply = demo.ask(QUESTION, sample, grammar='root ::= ("yes" | "no") " " [0-9] "!"',
-                         temperature=temperature, seed=seed)
+        reply = demo.ask(
+            QUESTION,
+            sample,
+            grammar='root ::= ("yes" | "no") " " [0-9] "!"',
+            temperature=temperature,
+            seed=seed,
+        )
         assert re.fullmatch('(yes|no) [0-9]!', reply.text)
         assert reply.finish_reason == 'stop'
 
 
 def test_an_answer_follows_a_schema(demo, sample, tmp_path):
-    schema = {'type': 'object', 'required': ['colour', 'count'], 'additionalProperties': False,
-              'properties': {'colour': {'enum': ['red', 'blue']},
-                             'count': {'type': 'integer', 'minimum': 0, 'maximum': 9}}}
+    schema = {
+        'type': 'object',
+        'required': ['colour', 'count'],
+        'additionalProperties': False,
+        'properties': {
+            'colour': {'enum': ['red', 'blue']},
+            'count': {'type': 'integer', 'minimum': 0, 'maximum': 9},
+        },
+    }
     path = tmp_path / 'schema.json'
     path.write_text(json.dumps(schema))
     for given in (json.dumps(schema), str(path)):
@@ -307,12 +347,17 @@ def test_an_answer_follows_a_schema(demo, sample, tmp_path):
         assert set(answer) == {'colour', 'count'} and answer['colour'] in ('red', 'blue')
 
 
-@pytest.mark.parametrize(('options', 'match'), [
-    ({'grammar': 'root ::= ('}, 'GBNF'), ({'grammar': 'top ::= "a"'}, 'root'),
-    ({'grammar': 'root ::= root "a"'}, 'recursion'), ({'json_schema': '{'}, 'no JSON'),
-    ({'json_schema': '{"type": "colour"}'}, 'cannot be followed'),
-    ({'json_schema': '{}', 'grammar': 'root ::= "a"'}, 'both'),
-])
+@pytest.mark.parametrize(
+    ('options', 'match'),
+    [
+        ({'grammar': 'root ::= ('}, 'GBNF'),
+        ({'grammar': 'top ::= "a"'}, 'root'),
+        ({'grammar': 'root ::= root "a"'}, 'recursion'),
+        ({'json_schema': '{'}, 'no JSON'),
+        ({'json_schema': '{"type": "colour"}'}, 'cannot be followed'),
+        ({'json_schema': '{}', 'grammar': 'root ::= "a"'}, 'both'),
+    ],
+)
 def test_a_bad_grammar_is_refused_with_its_reason(demo, sample, options, match):
     with pytest.raises(GrammarError, match=match):
         demo.ask(QUESTION, sample, **options)
@@ -342,7 +387,7 @@ def test_conversations_keep_their_cells_side_by_side(fresh, sample):
     chats = [fresh.conversation('Be short.') for _ in range(3)]
     firsts = [chat.ask(QUESTION, plain((60 * i, 0, 0))) for i, chat in enumerate(chats)]
     assert firsts[0].reused_tokens == 0
-    shared = firsts[1].reused_tokens                # the system prompt, held once
+    shared = firsts[1].reused_tokens  # the system prompt, held once
     assert shared >= len(fresh.decoder.tokenize('System: Be short.'))
     assert fresh.ask('Hello').finish_reason == 'stop'
     for chat, first in zip(chats, firsts, strict=True):
@@ -380,11 +425,20 @@ def test_the_next_picture_is_encoded_while_an_answer_is_made(fresh, monkeypatch)
     assert [r.finish_reason for r in replies] == ['stop'] * 3
 
 
-@pytest.mark.parametrize('options', [
-    {'cache_type': 'q8_0', 'flash_attention': 'on'}, {'flash_attention': 'off'}, {'mmap': False},
-    {'warm_up': False}, {'n_batch': 32}, {'llm_threads': 2},
-])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'cache_type': 'q8_0', 'flash_attention': 'on'},
+        {'flash_attention': 'off'},
+        {'mmap': False},
+        {'warm_up': False},
+        {'n_batch': 32},
+        {'llm_threads': 2},
+    ],
+)
 def test_options_of_the_runtime(demo, sample, options):
     with VLM.load('demo', **options) as vlm:
-        assert vlm.ask('What colour is the background?', sample).text == demo.ask(
-            'What colour is the background?', sample).text
+        assert (
+            vlm.ask('What colour is the background?', sample).text
+            == demo.ask('What colour is the background?', sample).text
+        )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from conftest import MODELS
 from hobot_vlm import ModelMismatch, VLM
 from hobot_vlm.families import detect, family
 from hobot_vlm.prompt import ChatTemplate
 from hobot_vlm.values import Control, ImageEmbedding, Picture, Text
 import numpy as np
-import pytest
-
-from conftest import MODELS
 from pictures import picture
+import pytest
 
 QWEN = ('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>')
 SMOL = ('<|im_start|>', '<end_of_utterance>', '<fake_token_around_image>', '<global-img>')
@@ -20,8 +19,9 @@ SMOL = ('<|im_start|>', '<end_of_utterance>', '<fake_token_around_image>', '<glo
 
 def embedding(tiles, rows=0, columns=0, tokens=2):
     """Make the embedding of a picture."""
-    return ImageEmbedding(np.zeros((tiles, tokens, 4), np.float32), rows, columns, True, b'key',
-                          (9, 9))
+    return ImageEmbedding(
+        np.zeros((tiles, tokens, 4), np.float32), rows, columns, True, b'key', (9, 9)
+    )
 
 
 def written(parts):
@@ -29,16 +29,26 @@ def written(parts):
     text = ''
     for part in parts:
         for span in [Text(part)] if isinstance(part, str) else part:
-            text += (span.text if isinstance(span, Text) else span.token
-                     if isinstance(span, Control) else f'E{span.tile}')
+            text += (
+                span.text
+                if isinstance(span, Text)
+                else span.token
+                if isinstance(span, Control)
+                else f'E{span.tile}'
+            )
             assert isinstance(span, (Text, Control, Picture))
     return text
 
 
-@pytest.mark.parametrize(('controls', 'name'), [
-    (('<img>', '</img>'), 'internvl'), (QWEN, 'internvl'), (SMOL, 'smolvlm'),
-    ((*SMOL, *QWEN), 'smolvlm'),
-])
+@pytest.mark.parametrize(
+    ('controls', 'name'),
+    [
+        (('<img>', '</img>'), 'internvl'),
+        (QWEN, 'internvl'),
+        (SMOL, 'smolvlm'),
+        ((*SMOL, *QWEN), 'smolvlm'),
+    ],
+)
 def test_a_family_is_known_by_its_marks(controls, name):
     assert detect(controls, -1, Path('model.gguf')).name == name
 
@@ -51,12 +61,19 @@ def test_the_user_may_choose_the_family():
         detect(('<s>',), -1, Path('model.gguf'))
 
 
-@pytest.mark.parametrize(('labels', 'pictures', 'expected'), [
-    ((), [embedding(1)], '<img>E0</img>\n'),
-    ((), [embedding(3, 1, 2)], '<img>E0E1E2</img>\n'),
-    ((), [embedding(1)] * 2, 'Image-1: <img>E0</img>\nImage-2: <img>E0</img>\n'),
-    (('Frame1', 'Frame2'), [embedding(1)] * 2, 'Frame1: <img>E0</img>\nFrame2: <img>E0</img>\n'),
-])
+@pytest.mark.parametrize(
+    ('labels', 'pictures', 'expected'),
+    [
+        ((), [embedding(1)], '<img>E0</img>\n'),
+        ((), [embedding(3, 1, 2)], '<img>E0E1E2</img>\n'),
+        ((), [embedding(1)] * 2, 'Image-1: <img>E0</img>\nImage-2: <img>E0</img>\n'),
+        (
+            ('Frame1', 'Frame2'),
+            [embedding(1)] * 2,
+            'Frame1: <img>E0</img>\nFrame2: <img>E0</img>\n',
+        ),
+    ],
+)
 def test_internvl(labels, pictures, expected):
     made = family('internvl')
     assert written(made.show(pictures, labels, ('<img>', '</img>', *QWEN))) == expected
@@ -64,13 +81,20 @@ def test_internvl(labels, pictures, expected):
     assert written(made.show(pictures, labels, QWEN)) == fallback
 
 
-@pytest.mark.parametrize(('labels', 'pictures', 'expected'), [
-    ((), [embedding(1)], '@<global-img>E0@'),
-    ((), [embedding(5, 2, 2)], '@<row_1_col_1>E0@<row_1_col_2>E1\n'
-     '@<row_2_col_1>E2@<row_2_col_2>E3\n\n@<global-img>E4@'),
-    ((), [embedding(1)] * 2, '@<global-img>E0@@<global-img>E0@'),
-    (('Frame1',), [embedding(1)], 'Frame1: @<global-img>E0@\n'),
-])
+@pytest.mark.parametrize(
+    ('labels', 'pictures', 'expected'),
+    [
+        ((), [embedding(1)], '@<global-img>E0@'),
+        (
+            (),
+            [embedding(5, 2, 2)],
+            '@<row_1_col_1>E0@<row_1_col_2>E1\n'
+            '@<row_2_col_1>E2@<row_2_col_2>E3\n\n@<global-img>E4@',
+        ),
+        ((), [embedding(1)] * 2, '@<global-img>E0@@<global-img>E0@'),
+        (('Frame1',), [embedding(1)], 'Frame1: @<global-img>E0@\n'),
+    ],
+)
 def test_smolvlm(labels, pictures, expected):
     shown = written(family('smolvlm').show(pictures, labels, SMOL))
     assert shown.replace('<fake_token_around_image>', '@') == expected
@@ -80,12 +104,15 @@ def test_smolvlm_has_a_space_only_before_text():
     chat = ChatTemplate(family('smolvlm').template, SMOL, image_mark='<image>')
     assert written([chat.opening('', ['Hi'])]).startswith('<|im_start|>User: Hi<end')
     assert written([chat.opening('', [[Control('<global-img>')], 'Hi'])]).startswith(
-        '<|im_start|>User:<global-img>Hi<end')
+        '<|im_start|>User:<global-img>Hi<end'
+    )
 
 
 def test_reasoning_is_asked_for_as_its_makers_do():
-    files = {'model_file_name': MODELS / 'internvl' / 'vision.onnx',
-             'llm_model_name': MODELS / 'internvl' / 'decoder.gguf'}
+    files = {
+        'model_file_name': MODELS / 'internvl' / 'vision.onnx',
+        'llm_model_name': MODELS / 'internvl' / 'decoder.gguf',
+    }
     shown = picture(60, 60, 1)
     with VLM.load(**files, max_tiles=1, llm_threads=1) as vlm:
         plain = vlm.stream('Why?', shown, n_predict=1)

@@ -76,8 +76,11 @@ def test_palette_and_bilevel_files():
 @pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'PGM'])
 def test_16_bit_grey_keeps_its_range(kind):
     deep = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    data = (b'P5\n32 32\n65535\n' + deep.byteswap().tobytes() if kind == 'PGM'
-            else encoded(Image.frombytes('I;16', (32, 32), deep.astype('<u2').tobytes()), kind))
+    data = (
+        b'P5\n32 32\n65535\n' + deep.byteswap().tobytes()
+        if kind == 'PGM'
+        else encoded(Image.frombytes('I;16', (32, 32), deep.astype('<u2').tobytes()), kind)
+    )
     assert np.array_equal(load_rgb(data), np.dstack([deep >> 8] * 3))
 
 
@@ -85,13 +88,24 @@ def test_16_bit_grey_keeps_its_range(kind):
 @pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'WEBP'])
 def test_exif_orientation_sets_a_picture_upright(orientation, kind):
     # what the camera stored, for a picture that is RGB when upright
-    stored = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1],
-              5: RGB.swapaxes(0, 1), 6: np.rot90(RGB, 1), 7: np.rot90(RGB, 2).swapaxes(0, 1),
-              8: np.rot90(RGB, -1)}[orientation]
+    stored = {
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.swapaxes(0, 1),
+        6: np.rot90(RGB, 1),
+        7: np.rot90(RGB, 2).swapaxes(0, 1),
+        8: np.rot90(RGB, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif.tobytes(),
-                   **({'lossless': True} if kind == 'WEBP' else {}))
+    data = encoded(
+        Image.fromarray(np.ascontiguousarray(stored)),
+        kind,
+        exif=exif.tobytes(),
+        **({'lossless': True} if kind == 'WEBP' else {}),
+    )
     upright = load_rgb(data)
     assert upright.flags['C_CONTIGUOUS'] and np.array_equal(upright, RGB)
 
@@ -103,14 +117,17 @@ def test_broken_exif_does_not_cost_the_picture():
 
 
 def chunk(name, data):
-    return (struct.pack('>I', len(data)) + name + data
-            + struct.pack('>I', zlib.crc32(name + data)))
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
 
 
 def png_that_claims(width, height):
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
-            + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b''))
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', header)
+        + chunk(b'IDAT', zlib.compress(bytes(1000)))
+        + chunk(b'IEND', b'')
+    )
 
 
 @pytest.mark.parametrize('width,height', [(70000, 1), (1, 70000), (20000, 20000), (9500, 9500)])
@@ -120,30 +137,34 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(width, height):
         load_rgb(png_that_claims(width, height))
 
 
-@pytest.mark.parametrize('source,told', [
-    (PNG[:len(PNG) // 2], 'damaged.*expected a whole .* copy or save it again'),
-    (encoded(Image.fromarray(RGB), 'JPEG')[:-200], 'damaged'),
-    (PNG[:8], 'picture of 8 bytes is'),
-    (b'', 'picture of 0 bytes is not a picture.*expected JPEG, PNG'),
-    (b'#!/bin/sh\necho hello', 'is not a picture.*give another file'),
-    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'is not a picture'),
-    ('no/such.png', "picture 'no/such.png': there is no such file; give"),
-    ('/', "picture '/': there is no such file"),
-    ('', "picture '': there is no such file"),
-    ('a\0b', 'there is no such file'),
-    (None, 'NoneType: expected a path.*convert'),
-    (3.5, 'float: expected a path'),
-    ([PNG], 'list: expected a path'),
-    (np.zeros((4, 4, 3)), r'shape \(4, 4, 3\) and type float64: expected uint8.*astype'),
-    (np.zeros((3, 4, 5), np.uint8), r'expected uint8 .*transpose\(1, 2, 0\)'),
-    (np.zeros((2, 4, 4, 3), np.uint8), 'one picture at a time'),
-    (np.zeros(12, np.uint8), 'expected uint8'),
-    (np.zeros((4, 4, 2), np.uint8), 'expected uint8'),
-    (np.zeros((0, 4, 3), np.uint8), 'is 4x0 pixels: expected 1 to 65535 a side.*give'),
-    (np.zeros((4, 0), np.uint8), 'is 0x4 pixels'),
-    (np.zeros((1, 65536), np.uint8), 'is 65536x1 pixels'),
-    (np.array('x'), 'expected uint8'),
-], ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(
+    'source,told',
+    [
+        (PNG[: len(PNG) // 2], 'damaged.*expected a whole .* copy or save it again'),
+        (encoded(Image.fromarray(RGB), 'JPEG')[:-200], 'damaged'),
+        (PNG[:8], 'picture of 8 bytes is'),
+        (b'', 'picture of 0 bytes is not a picture.*expected JPEG, PNG'),
+        (b'#!/bin/sh\necho hello', 'is not a picture.*give another file'),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'is not a picture'),
+        ('no/such.png', "picture 'no/such.png': there is no such file; give"),
+        ('/', "picture '/': there is no such file"),
+        ('', "picture '': there is no such file"),
+        ('a\0b', 'there is no such file'),
+        (None, 'NoneType: expected a path.*convert'),
+        (3.5, 'float: expected a path'),
+        ([PNG], 'list: expected a path'),
+        (np.zeros((4, 4, 3)), r'shape \(4, 4, 3\) and type float64: expected uint8.*astype'),
+        (np.zeros((3, 4, 5), np.uint8), r'expected uint8 .*transpose\(1, 2, 0\)'),
+        (np.zeros((2, 4, 4, 3), np.uint8), 'one picture at a time'),
+        (np.zeros(12, np.uint8), 'expected uint8'),
+        (np.zeros((4, 4, 2), np.uint8), 'expected uint8'),
+        (np.zeros((0, 4, 3), np.uint8), 'is 4x0 pixels: expected 1 to 65535 a side.*give'),
+        (np.zeros((4, 0), np.uint8), 'is 0x4 pixels'),
+        (np.zeros((1, 65536), np.uint8), 'is 65536x1 pixels'),
+        (np.array('x'), 'expected uint8'),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
 def test_what_is_not_a_picture_is_refused_with_a_cure(source, told):
     with pytest.raises(PictureError, match=told):
         load_rgb(source)
@@ -162,28 +183,48 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore')
-@given(st.binary(max_size=300), st.sampled_from(
-    [b'', b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'GIF89a', b'BM', b'II*\0', b'MM\0*',
-     b'P6 2 2 255\n', b'P5 1 1 65535\n', b'RIFF\x20\0\0\0WEBPVP8 ', b'\0\0\0\x0cjP  \r\n\x87\n',
-     b'\0\0\0\x1cftypavif']))
+@given(
+    st.binary(max_size=300),
+    st.sampled_from(
+        [
+            b'',
+            b'\x89PNG\r\n\x1a\n',
+            b'\xff\xd8\xff',
+            b'GIF89a',
+            b'BM',
+            b'II*\0',
+            b'MM\0*',
+            b'P6 2 2 255\n',
+            b'P5 1 1 65535\n',
+            b'RIFF\x20\0\0\0WEBPVP8 ',
+            b'\0\0\0\x0cjP  \r\n\x87\n',
+            b'\0\0\0\x1cftypavif',
+        ]
+    ),
+)
 @settings(deadline=None, max_examples=300)
 def test_random_bytes_are_a_picture_or_a_picture_error(data, start):
     check_whatever(start + data)
 
 
-WHOLE = [encoded(Image.fromarray(RGB[:9, :11]), kind)
-         for kind in ('PNG', 'JPEG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM')]
+WHOLE = [
+    encoded(Image.fromarray(RGB[:9, :11]), kind)
+    for kind in ('PNG', 'JPEG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'PPM')
+]
 
 
 @pytest.mark.filterwarnings('ignore')
-@given(st.sampled_from(WHOLE), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)),
-                                        min_size=1, max_size=8), st.floats(0.05, 1))
+@given(
+    st.sampled_from(WHOLE),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
+    st.floats(0.05, 1),
+)
 @settings(deadline=None, max_examples=300)
 def test_damaged_files_are_a_picture_or_a_picture_error(data, changes, kept):
     damaged = bytearray(data)
     for place_in_file, value in changes:
         damaged[int(place_in_file * (len(data) - 1))] = value
-    check_whatever(damaged[:max(1, int(kept * len(data)))])
+    check_whatever(damaged[: max(1, int(kept * len(data)))])
 
 
 def check_whatever(data):
@@ -196,12 +237,19 @@ def check_whatever(data):
         assert rgb.flags['C_CONTIGUOUS']
 
 
-@given(hnp.arrays(st.sampled_from([np.uint8, np.float32, np.uint16, np.bool_]),
-                  hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6)))
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.float32, np.uint16, np.bool_]),
+        hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6),
+    )
+)
 @settings(deadline=None)
 def test_any_array_is_a_picture_or_a_picture_error(array):
-    good = (array.dtype == np.uint8 and array.size > 0
-            and (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (1, 3, 4)))
+    good = (
+        array.dtype == np.uint8
+        and array.size > 0
+        and (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    )
     if good:
         assert load_rgb(array).shape == (*array.shape[:2], 3)
     else:
@@ -219,8 +267,10 @@ def both_orders(picture, width, height, resample):
     """Resize with Pillow one direction at a time: (across first, down first)."""
     across = picture.resize((width, picture.height), resample)
     down = picture.resize((picture.width, height), resample)
-    return (np.asarray(across.resize((width, height), resample)),
-            np.asarray(down.resize((width, height), resample)))
+    return (
+        np.asarray(across.resize((width, height), resample)),
+        np.asarray(down.resize((width, height), resample)),
+    )
 
 
 def noise(width, height):
@@ -228,21 +278,30 @@ def noise(width, height):
     return rng.integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize('size', [(1920, 1080), (1080, 1920), (97, 61), (1, 500), (500, 1),
-                                  (640, 479), (130, 1200)], ids=str)
+@pytest.mark.parametrize(
+    'size',
+    [(1920, 1080), (1080, 1920), (97, 61), (1, 500), (500, 1), (640, 479), (130, 1200)],
+    ids=str,
+)
 @pytest.mark.parametrize('to', [(448, 448), (256, 128), (700, 1344), (65, 77), (2, 64)], ids=str)
 @pytest.mark.parametrize('resample', [BICUBIC, LANCZOS])
 def test_resizing_on_many_cores_equals_pillow(size, to, resample, many_cores):
     rgb = noise(*size)
     ours = resize(rgb, *to, resample)
-    assert any(np.array_equal(ours, theirs)
-               for theirs in both_orders(Image.fromarray(rgb), *to, resample))
+    assert any(
+        np.array_equal(ours, theirs) for theirs in both_orders(Image.fromarray(rgb), *to, resample)
+    )
     if int(Image.__version__.split('.')[0]) >= 13:
         assert np.array_equal(ours, Image.fromarray(rgb).resize(to, resample))
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 200), st.integers(1, 200),
-       st.sampled_from([BICUBIC, LANCZOS]))
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.sampled_from([BICUBIC, LANCZOS]),
+)
 @settings(deadline=None, max_examples=100)
 def test_resizing_any_size_equals_pillow(width, height, to_width, to_height, resample):
     rgb = noise(width, height)
@@ -265,8 +324,13 @@ def test_the_cores_share_the_work(many_cores, monkeypatch):
     assert parts == [(512, 250)] * 4
 
 
-@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 64), st.integers(1, 64),
-       st.sampled_from(['fill', 'contain', 'cover', 'topleft']))
+@given(
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.sampled_from(['fill', 'contain', 'cover', 'topleft']),
+)
 @settings(deadline=None)
 def test_every_fit_gives_the_size_asked_for(width, height, to_width, to_height, fit):
     white = np.full((height, width, 3), 255, np.uint8)

@@ -16,14 +16,17 @@ NEEDED = ('torch', 'transformers', 'num2words', 'safetensors', 'gguf', 'onnxscri
 MISSING = [name for name in NEEDED if find_spec(name) is None]
 
 pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+    pytest.mark.skipif(bool(MISSING), reason=f'not installed: {", ".join(MISSING)}'),
     pytest.mark.timeout(600),
 ]
 
 
 def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, ROOT / 'tools' / tool, *map(str, arguments)],
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools' / tool, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +60,9 @@ def test_an_export_is_checked_against_torch(checkpoints, tmp_path, family, side)
     assert told['relative'] < 1e-4
     np.testing.assert_allclose(
         embeddings(target, side),
-        embeddings(ROOT / 'test' / 'models' / family / 'vision.onnx', side), atol=1e-4)
+        embeddings(ROOT / 'test' / 'models' / family / 'vision.onnx', side),
+        atol=1e-4,
+    )
 
 
 def test_eight_bits_are_smaller_and_close(checkpoints, tmp_path):
@@ -76,50 +81,80 @@ def test_a_checkpoint_as_opengvlab_publishes_it(checkpoints, tmp_path):
     from safetensors.numpy import load_file, save_file
 
     source = checkpoints[0] / 'internvl'
-    ours = {name.removeprefix('model.'): values
-            for name, values in load_file(source / 'model.safetensors').items()}
+    ours = {
+        name.removeprefix('model.'): values
+        for name, values in load_file(source / 'model.safetensors').items()
+    }
     vision, projector = 'vision_tower.', 'multi_modal_projector.'
     theirs = {
         'vision_model.embeddings.class_embedding': ours[vision + 'embeddings.cls_token'],
-        'vision_model.embeddings.position_embedding':
-            ours[vision + 'embeddings.position_embeddings'],
-        'language_model.model.norm.weight': np.ones(64, np.float32)}
+        'vision_model.embeddings.position_embedding': ours[
+            vision + 'embeddings.position_embeddings'
+        ],
+        'language_model.model.norm.weight': np.ones(64, np.float32),
+    }
     for suffix in ('weight', 'bias'):
         theirs[f'vision_model.embeddings.patch_embedding.{suffix}'] = ours[
-            f'{vision}embeddings.patch_embeddings.projection.{suffix}']
+            f'{vision}embeddings.patch_embeddings.projection.{suffix}'
+        ]
         for number, name in ((0, 'layer_norm'), (1, 'linear_1'), (3, 'linear_2')):
             theirs[f'mlp1.{number}.{suffix}'] = ours[f'{projector}{name}.{suffix}']
     for i in range(2):
         old, new = f'{vision}encoder.layer.{i}.', f'vision_model.encoder.layers.{i}.'
         for suffix in ('weight', 'bias'):
             theirs[f'{new}attn.qkv.{suffix}'] = np.concatenate(
-                [ours[f'{old}attention.{which}_proj.{suffix}'] for which in 'qkv'])
-            for a, b in (('attention.projection_layer', 'attn.proj'), ('mlp.fc1', 'mlp.fc1'),
-                         ('mlp.fc2', 'mlp.fc2'), ('layernorm_before', 'norm1'),
-                         ('layernorm_after', 'norm2')):
+                [ours[f'{old}attention.{which}_proj.{suffix}'] for which in 'qkv']
+            )
+            for a, b in (
+                ('attention.projection_layer', 'attn.proj'),
+                ('mlp.fc1', 'mlp.fc1'),
+                ('mlp.fc2', 'mlp.fc2'),
+                ('layernorm_before', 'norm1'),
+                ('layernorm_after', 'norm2'),
+            ):
                 theirs[f'{new}{b}.{suffix}'] = ours[f'{old}{a}.{suffix}']
         for n in (1, 2):
             theirs[f'{new}ls{n}'] = ours[f'{old}lambda_{n}']
     save_file(theirs, tmp_path / 'model.safetensors')
-    (tmp_path / 'config.json').write_text(json.dumps({
-        'model_type': 'internvl_chat', 'downsample_ratio': 0.5, 'force_image_size': 56,
-        'llm_config': {'hidden_size': 64},
-        'vision_config': {
-            'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 2,
-            'num_attention_heads': 2, 'image_size': 56, 'patch_size': 14, 'hidden_act': 'gelu',
-            'layer_norm_eps': 1e-6, 'norm_type': 'layer_norm', 'qkv_bias': True,
-            'qk_normalization': False}}))
+    (tmp_path / 'config.json').write_text(
+        json.dumps(
+            {
+                'model_type': 'internvl_chat',
+                'downsample_ratio': 0.5,
+                'force_image_size': 56,
+                'llm_config': {'hidden_size': 64},
+                'vision_config': {
+                    'hidden_size': 32,
+                    'intermediate_size': 64,
+                    'num_hidden_layers': 2,
+                    'num_attention_heads': 2,
+                    'image_size': 56,
+                    'patch_size': 14,
+                    'hidden_act': 'gelu',
+                    'layer_norm_eps': 1e-6,
+                    'norm_type': 'layer_norm',
+                    'qkv_bias': True,
+                    'qk_normalization': False,
+                },
+            }
+        )
+    )
     done = run('export_encoder.py', tmp_path, tmp_path / 'vision.onnx')
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(
         embeddings(tmp_path / 'vision.onnx', 56),
-        embeddings(ROOT / 'test' / 'models' / 'internvl' / 'vision.onnx', 56), atol=1e-4)
+        embeddings(ROOT / 'test' / 'models' / 'internvl' / 'vision.onnx', 56),
+        atol=1e-4,
+    )
 
 
-@pytest.mark.parametrize('settings, message', (
-    ({'model_type': 'llama'}, "model_type is 'llama'"),
-    ({'model_type': 'smolvlm'}, 'no *.safetensors'),
-))
+@pytest.mark.parametrize(
+    'settings, message',
+    (
+        ({'model_type': 'llama'}, "model_type is 'llama'"),
+        ({'model_type': 'smolvlm'}, 'no *.safetensors'),
+    ),
+)
 def test_a_folder_that_is_no_checkpoint(tmp_path, settings, message):
     (tmp_path / 'config.json').write_text(json.dumps(settings))
     done = run('export_encoder.py', tmp_path, tmp_path / 'vision.onnx')

@@ -10,16 +10,15 @@ from collections.abc import Iterator
 import json
 from pathlib import Path
 
+from conftest import MODELS
 from hobot_vlm import VLM
 from hobot_vlm.engine import _Lane, Conversation, request
 from hobot_vlm.llama.model import Decoder
 from hobot_vlm.llama.session import Cache, Prompt
 from hobot_vlm.values import Picture
 import numpy as np
-import pytest
-
-from conftest import MODELS
 from pictures import picture
+import pytest
 
 DATA = Path(__file__).parent / 'data'
 CASES = json.loads((DATA / 'parity_vlm.json').read_text('utf-8'))['cases']
@@ -37,11 +36,16 @@ def relative(got, expected):
 @pytest.mark.parametrize('name', ['plain', 'internvl', 'smolvlm'])
 def test_embeddings_between_tokens(name):
     """A Llama (plain, smolvlm) and a Qwen2 (internvl) read [text, embeddings, text]."""
-    case = {key: DECODER[f'{name}/{key}'] for key in
-            ('before', 'embeddings', 'after', 'logits', 'greedy')}
+    case = {
+        key: DECODER[f'{name}/{key}']
+        for key in ('before', 'embeddings', 'after', 'logits', 'greedy')
+    }
     n = len(case['before'])
-    cells = [*case['before'].tolist(), *(-1 - i for i in range(len(case['embeddings']))),
-             *case['after'].tolist()]
+    cells = [
+        *case['before'].tolist(),
+        *(-1 - i for i in range(len(case['embeddings']))),
+        *case['after'].tolist(),
+    ]
     prompt = Prompt(cells, [(n, np.ascontiguousarray(case['embeddings'], np.float32))])
     decoder = Decoder(MODELS / name / 'decoder.gguf', n_ctx=128, threads=1)
     cache = Cache(decoder)
@@ -60,10 +64,16 @@ def test_embeddings_between_tokens(name):
 def models(request) -> Iterator[dict[str, VLM]]:
     """Load both families, with either encoder."""
     encoder = {'onnx': 'vision.onnx', 'mmproj': 'mmproj.gguf'}[request.param]
-    opened = {family: VLM.load(model_file_name=MODELS / family / encoder,
-                               llm_model_name=MODELS / family / 'decoder.gguf', llm_threads=1,
-                               encoder_threads=1, n_ctx=1024)
-              for family in ('internvl', 'smolvlm')}
+    opened = {
+        family: VLM.load(
+            model_file_name=MODELS / family / encoder,
+            llm_model_name=MODELS / family / 'decoder.gguf',
+            llm_threads=1,
+            encoder_threads=1,
+            n_ctx=1024,
+        )
+        for family in ('internvl', 'smolvlm')
+    }
     yield opened
     for vlm in opened.values():
         vlm.close()
@@ -93,7 +103,7 @@ def test_prompt_logits_and_tokens(models, name):
     # 3. the answer
     stream = vlm.stream(case['question'], shown, n_predict=32, **options)
     stream.finish()
-    assert stream._lane.tokens == case['greedy'][:len(stream._lane.tokens)]
+    assert stream._lane.tokens == case['greedy'][: len(stream._lane.tokens)]
     assert len(stream._lane.tokens) == 32 or stream.reply.finish_reason == 'stop'
 
 
@@ -103,16 +113,21 @@ def test_a_family_that_does_not_fit_is_refused(model_type):
 
     family = ('smolvlm', 'internvl')[model_type]
     with pytest.raises(ModelMismatch, match='Looked for'):
-        VLM.load(model_file_name=MODELS / family / 'vision.onnx',
-                 llm_model_name=MODELS / family / 'decoder.gguf', model_type=model_type)
+        VLM.load(
+            model_file_name=MODELS / family / 'vision.onnx',
+            llm_model_name=MODELS / family / 'decoder.gguf',
+            model_type=model_type,
+        )
 
 
 def test_a_language_model_without_marks_reads_no_pictures():
     from hobot_vlm import ModelMismatch
 
     with pytest.raises(ModelMismatch, match='internvl.*smolvlm'):
-        VLM.load(model_file_name=MODELS / 'internvl' / 'vision.onnx',
-                 llm_model_name=MODELS / 'plain' / 'decoder.gguf')
+        VLM.load(
+            model_file_name=MODELS / 'internvl' / 'vision.onnx',
+            llm_model_name=MODELS / 'plain' / 'decoder.gguf',
+        )
     with VLM.load(llm_model_name=MODELS / 'plain' / 'decoder.gguf') as vlm:
         with pytest.raises(ModelMismatch, match='reads no pictures'):
             vlm.ask('Describe the picture.', picture(20, 20, 0))
@@ -126,8 +141,10 @@ def test_an_encoder_of_another_width_is_refused():
     from hobot_vlm import ModelMismatch
 
     with pytest.raises(ModelMismatch, match='width'):
-        VLM.load(model_file_name=MODELS.parents[1] / 'hobot_vlm' / 'demo' / 'vision.onnx',
-                 llm_model_name=MODELS / 'smolvlm' / 'decoder.gguf')
+        VLM.load(
+            model_file_name=MODELS.parents[1] / 'hobot_vlm' / 'demo' / 'vision.onnx',
+            llm_model_name=MODELS / 'smolvlm' / 'decoder.gguf',
+        )
 
 
 def test_an_encoder_may_prefer_fewer_tiles(monkeypatch):
@@ -136,14 +153,18 @@ def test_an_encoder_may_prefer_fewer_tiles(monkeypatch):
     from hobot_vlm.encoders.onnx import OnnxEncoder
 
     monkeypatch.setattr(OnnxEncoder, 'usual_tiles', BpuEncoder.usual_tiles)
-    files = {'model_file_name': MODELS / 'internvl' / 'vision.onnx',
-             'llm_model_name': MODELS / 'internvl' / 'decoder.gguf'}
+    files = {
+        'model_file_name': MODELS / 'internvl' / 'vision.onnx',
+        'llm_model_name': MODELS / 'internvl' / 'decoder.gguf',
+    }
     shown = picture(200, 150, 40)
     with VLM.load(**files) as vlm:
         one = vlm.ask('Describe the picture.', shown, n_predict=1).image_tokens
         assert one == vlm.encoder.tokens
-        assert vlm.ask('Describe the picture.', shown, n_predict=1,
-                       max_tiles=12).image_tokens == 13 * one
+        assert (
+            vlm.ask('Describe the picture.', shown, n_predict=1, max_tiles=12).image_tokens
+            == 13 * one
+        )
 
 
 def test_pictures_of_a_grid_stand_row_by_row(models):

@@ -78,7 +78,7 @@ def test_a_conversation_goes_on_in_a_new_context(family, flash_attention, tmp_pa
         assert sum(sizes[:len(sizes) - first.completion_tokens]) <= first.prompt_tokens - held
         second = restored.ask('What is it?', picture(80, 60, 1))
         assert second.timings.encode_ms == 0
-        for got, wanted in zip((first, second), expected):
+        for got, wanted in zip((first, second), expected, strict=True):
             assert (got.text, got.prompt_tokens, got.image_tokens) == (
                 wanted.text, wanted.prompt_tokens, wanted.image_tokens)
         # without its cells the history is made anew, pictures included

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hobot_vlm.text import AnswerText, SentenceSplitter, Utf8Stream
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 
 
@@ -47,18 +48,21 @@ def read(text, sizes, thinking=False):
     return tuple(''.join(c.text for c in chunks if c.thinking is kind) for kind in (True, False))
 
 
-@pytest.mark.parametrize(('text', 'expected'), [
-    ('Hello.', ('', 'Hello.')),
-    (' Hello there. \n', ('', 'Hello there.')),
-    ('<think>\nIt is red.\n</think>\n\nRed.', ('It is red.', 'Red.')),
-    ('<think></think>Red.', ('', 'Red.')),
-    ('<think>\n\n</think>\n\nRed.', ('', 'Red.')),
-    ('<think>never ends', ('never ends', '')),
-    ('a <think> b </think> c', ('', 'a <think> b </think> c')),
-    ('<thin', ('', '<thin')),
-    ('<think>a</thin</think>b', ('a</thin', 'b')),
-    ('   ', ('', '')),
-])
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('Hello.', ('', 'Hello.')),
+        (' Hello there. \n', ('', 'Hello there.')),
+        ('<think>\nIt is red.\n</think>\n\nRed.', ('It is red.', 'Red.')),
+        ('<think></think>Red.', ('', 'Red.')),
+        ('<think>\n\n</think>\n\nRed.', ('', 'Red.')),
+        ('<think>never ends', ('never ends', '')),
+        ('a <think> b </think> c', ('', 'a <think> b </think> c')),
+        ('<thin', ('', '<thin')),
+        ('<think>a</thin</think>b', ('a</thin', 'b')),
+        ('   ', ('', '')),
+    ],
+)
 @pytest.mark.parametrize('size', [1, 2, 3, 100])
 def test_reasoning_is_told_from_the_answer(text, expected, size):
     assert read(text, [size]) == expected
@@ -83,16 +87,19 @@ def test_sentences_join_to_the_text(text, sizes):
     assert all(pieces)
 
 
-@pytest.mark.parametrize(('text', 'sentences'), [
-    ('There is a dog. It runs!', ['There is a dog. ', 'It runs!']),
-    ('图中有一只狗。它在跑！好。', ['图中有一只狗。', '它在跑！', '好。']),
-    ('It is 3.5 m away. Go.', ['It is 3.5 m away. ', 'Go.']),
-    ('"Stop." He ran.', ['"Stop." ', 'He ran.']),
-    ('什么？！好', ['什么？！', '好']),
-    ('one\ntwo', ['one\n', 'two']),
-    ('no end', ['no end']),
-    ('他说：“好。”然后走了。', ['他说：“好。”', '然后走了。']),
-])
+@pytest.mark.parametrize(
+    ('text', 'sentences'),
+    [
+        ('There is a dog. It runs!', ['There is a dog. ', 'It runs!']),
+        ('图中有一只狗。它在跑！好。', ['图中有一只狗。', '它在跑！', '好。']),
+        ('It is 3.5 m away. Go.', ['It is 3.5 m away. ', 'Go.']),
+        ('"Stop." He ran.', ['"Stop." ', 'He ran.']),
+        ('什么？！好', ['什么？！', '好']),
+        ('one\ntwo', ['one\n', 'two']),
+        ('no end', ['no end']),
+        ('他说：“好。”然后走了。', ['他说：“好。”', '然后走了。']),
+    ],
+)
 def test_sentences(text, sentences):
     splitter = SentenceSplitter()
     assert [p for c in text for p in splitter.feed(c)] + splitter.finish() == sentences

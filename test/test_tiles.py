@@ -51,8 +51,9 @@ def test_tiles_equal_the_stored_ones_of_the_makers(kind, stored):
         assert drift < 0.25, case
 
 
-@pytest.mark.skipif(importlib.util.find_spec('transformers') is None,
-                    reason='transformers is not installed')
+@pytest.mark.skipif(
+    importlib.util.find_spec('transformers') is None, reason='transformers is not installed'
+)
 @pytest.mark.parametrize('kind', sorted({case[:3] for case in maker.CASES}), ids=str)
 def test_every_pixel_equals_the_makers(kind):
     for case in (case for case in maker.CASES if case[:3] == kind):
@@ -62,12 +63,14 @@ def test_every_pixel_equals_the_makers(kind):
         assert apart(tiles.pixels, pixels) <= CLOSE, case
 
 
-@pytest.mark.parametrize('number', range(len(maker.SWEPT)),
-                         ids=['-'.join(map(str, way)) for way in maker.SWEPT])
+@pytest.mark.parametrize(
+    'number', range(len(maker.SWEPT)), ids=['-'.join(map(str, way)) for way in maker.SWEPT]
+)
 def test_number_of_tiles_equals_the_makers_for_every_size(number, stored):
     name, side, max_tiles = maker.SWEPT[number]
-    for (width, height), grid in zip(stored['sizes'].tolist(), stored['grids'][number].tolist(),
-                                     strict=True):
+    for (width, height), grid in zip(
+        stored['sizes'].tolist(), stored['grids'][number].tolist(), strict=True
+    ):
         if name == 'internvl':
             columns, rows = closest_grid(width, height, side, max_tiles)
         else:
@@ -76,8 +79,12 @@ def test_number_of_tiles_equals_the_makers_for_every_size(number, stored):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-@given(width=st.integers(1, 90), height=st.integers(1, 90), max_tiles=st.integers(0, 12),
-       fit=st.sampled_from(['', 'fill', 'contain', 'cover', 'topleft']))
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    max_tiles=st.integers(0, 12),
+    fit=st.sampled_from(['', 'fill', 'contain', 'cover', 'topleft']),
+)
 @settings(deadline=None, max_examples=60)
 def test_any_picture_is_cut_within_the_limit(name, width, height, max_tiles, fit):
     made = family(name)
@@ -102,7 +109,7 @@ def white(width, height):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_contain_keeps_the_aspect_and_centres_on_black(name):
-    tile, = family(name).tiles(white(100, 50), 64, 1, 'contain').pixels
+    (tile,) = family(name).tiles(white(100, 50), 64, 1, 'contain').pixels
     assert (tile[16:48] == 255).all() and (tile[:16] == 0).all() and (tile[48:] == 0).all()
 
 
@@ -110,15 +117,15 @@ def test_contain_keeps_the_aspect_and_centres_on_black(name):
 def test_cover_crops_the_middle(name):
     picture = white(200, 100)
     picture[:, :48] = picture[:, 152:] = 0
-    tile, = family(name).tiles(picture, 64, 1, 'cover').pixels
+    (tile,) = family(name).tiles(picture, 64, 1, 'cover').pixels
     assert (tile[:, 2:-2] == 255).all()
 
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_topleft_is_the_letterbox_of_hobot_llamacpp(name):
-    tile, = family(name).tiles(white(100, 50), 64, 1, 'topleft').pixels
+    (tile,) = family(name).tiles(white(100, 50), 64, 1, 'topleft').pixels
     assert (tile[:32] == 255).all() and (tile[32:] == 0).all()
-    tile, = family(name).tiles(white(20, 30), 64, 1, 'topleft').pixels
+    (tile,) = family(name).tiles(white(20, 30), 64, 1, 'topleft').pixels
     assert (tile[:30, :20] == 255).all() and tile.sum() == 20 * 30 * 3 * 255
 
 
@@ -130,7 +137,7 @@ def test_fit_applies_to_the_grid_of_tiles_and_to_the_overview(name):
     width, height = tiles.columns * 32, tiles.rows * 32
     for pixels, whole in ((canvas, (width, height)), (tiles.pixels[-1], (32, 32))):
         ratio = min(whole[0] / 90, whole[1] / 40)
-        assert abs(pixels.mean() / 255 - 90 * 40 * ratio ** 2 / (whole[0] * whole[1])) < 0.05
+        assert abs(pixels.mean() / 255 - 90 * 40 * ratio**2 / (whole[0] * whole[1])) < 0.05
         assert pixels[whole[1] // 2, whole[0] // 2].tolist() == [255] * 3
 
 

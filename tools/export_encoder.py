@@ -41,10 +41,14 @@ TOLERANCE, TOLERANCE_INT8 = 1e-3, 0.3
 #: parts of OpenGVLab's names -> those of transformers
 OPENGVLAB = (
     (r'^vision_model\.embeddings\.class_embedding$', 'vision_tower.embeddings.cls_token'),
-    (r'^vision_model\.embeddings\.position_embedding$',
-     'vision_tower.embeddings.position_embeddings'),
-    (r'^vision_model\.embeddings\.patch_embedding\.',
-     'vision_tower.embeddings.patch_embeddings.projection.'),
+    (
+        r'^vision_model\.embeddings\.position_embedding$',
+        'vision_tower.embeddings.position_embeddings',
+    ),
+    (
+        r'^vision_model\.embeddings\.patch_embedding\.',
+        'vision_tower.embeddings.patch_embeddings.projection.',
+    ),
     (r'^vision_model\.encoder\.layers\.(\d+)\.', r'vision_tower.encoder.layer.\1.'),
     (r'\.attn\.proj\.', '.attention.projection_layer.'),
     (r'\.attn\.([qk]_norm|qkv)\.', r'.attention.\1.'),
@@ -70,7 +74,7 @@ class InternVLEncoder(torch.nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         tower = self.vision_tower
         patches = tower.encoder(tower.embeddings(pixel_values)).last_hidden_state
-        patches = tower.layernorm(patches)[:, 1:]           # without the class token
+        patches = tower.layernorm(patches)[:, 1:]  # without the class token
         edge = round(patches.shape[1] ** 0.5)
         square = patches.reshape(-1, edge, edge, patches.shape[2])
         shuffled = InternVLModel.pixel_shuffle(self, square, self.ratio)
@@ -89,10 +93,12 @@ class SmolVLMEncoder(torch.nn.Module):
         seen: list[torch.Tensor] = []
         embeddings = self.vision_model.embeddings
         hook = embeddings.position_embedding.register_forward_pre_hook(
-            lambda _, given: seen.append(given[0]))
+            lambda _, given: seen.append(given[0])
+        )
         edge = self.side // config.vision_config.patch_size
-        embeddings(torch.zeros(1, 3, self.side, self.side),
-                   torch.ones(1, edge, edge, dtype=torch.bool))
+        embeddings(
+            torch.zeros(1, 3, self.side, self.side), torch.ones(1, edge, edge, dtype=torch.bool)
+        )
         hook.remove()
         self.register_buffer('positions', seen[0], persistent=False)
 
@@ -144,14 +150,26 @@ def _from_opengvlab(settings: dict[str, Any]) -> InternVLConfig:
     side = settings.get('force_image_size') or vision['image_size']
     if side != vision['image_size']:
         sys.exit(f'force_image_size is {side}, and the vision tower reads {vision["image_size"]}')
-    same = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
-            'image_size', 'patch_size', 'hidden_act', 'layer_norm_eps', 'norm_type')
+    same = (
+        'hidden_size',
+        'intermediate_size',
+        'num_hidden_layers',
+        'num_attention_heads',
+        'image_size',
+        'patch_size',
+        'hidden_act',
+        'layer_norm_eps',
+        'norm_type',
+    )
     return InternVLConfig(
-        vision_config={key: vision[key] for key in same if key in vision} | {
+        vision_config={key: vision[key] for key in same if key in vision}
+        | {
             'attention_bias': vision.get('qkv_bias', True),
-            'use_qk_norm': vision.get('qk_normalization', False)},
+            'use_qk_norm': vision.get('qk_normalization', False),
+        },
         text_config={'model_type': 'qwen2', 'hidden_size': text['hidden_size']},
-        downsample_ratio=settings['downsample_ratio'])
+        downsample_ratio=settings['downsample_ratio'],
+    )
 
 
 def _rename_opengvlab(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -159,8 +177,10 @@ def _rename_opengvlab(name: str, values: torch.Tensor) -> dict[str, torch.Tensor
         name = re.sub(pattern, new, name)
     if '.qkv.' not in name:
         return {name: values}
-    return {name.replace('qkv', f'{which}_proj'): part
-            for which, part in zip('qkv', values.chunk(3), strict=True)}
+    return {
+        name.replace('qkv', f'{which}_proj'): part
+        for which, part in zip('qkv', values.chunk(3), strict=True)
+    }
 
 
 def _rename_transformers(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -170,8 +190,9 @@ def _rename_transformers(name: str, values: torch.Tensor) -> dict[str, torch.Ten
     return {name: values}
 
 
-def _weights(folder: Path, rename: Callable[[str, torch.Tensor], dict[str, torch.Tensor]],
-             wanted: set[str]) -> dict[str, torch.Tensor]:
+def _weights(
+    folder: Path, rename: Callable[[str, torch.Tensor], dict[str, torch.Tensor]], wanted: set[str]
+) -> dict[str, torch.Tensor]:
     files = sorted(folder.glob('*.safetensors'))
     if not files:
         sys.exit(f'{folder}: there is no *.safetensors file in it')
@@ -179,8 +200,9 @@ def _weights(folder: Path, rename: Callable[[str, torch.Tensor], dict[str, torch
     for file in files:
         with safe_open(file, framework='pt') as tensors:
             for name in tensors.keys():
-                if not name.startswith(('language_model', 'model.language_model', 'lm_head',
-                                        'model.text_model')):
+                if not name.startswith(
+                    ('language_model', 'model.language_model', 'lm_head', 'model.text_model')
+                ):
                     renamed = rename(name, tensors.get_tensor(name))
                     found.update((k, v.float()) for k, v in renamed.items() if k in wanted)
     return found
@@ -201,11 +223,17 @@ def export(folder: Path, target: Path, int8: bool = False) -> Exported:
     # 1. the graph; two tiles to trace with, or the exporter takes one for a constant
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     program = torch.onnx.export(
-        encoder, (pixels,), dynamo=True, verbose=False, input_names=['pixel_values'],
-        output_names=['image_features'], dynamic_shapes=({0: torch.export.Dim('tiles')},))
+        encoder,
+        (pixels,),
+        dynamo=True,
+        verbose=False,
+        input_names=['pixel_values'],
+        output_names=['image_features'],
+        dynamic_shapes=({0: torch.export.Dim('tiles')},),
+    )
     graph = program.model_proto
     graph.producer_name, graph.doc_string = 'hobot_vlm', 'vision encoder with its projector'
-    for node in graph.graph.node:           # where in the exporter's sources it came from
+    for node in graph.graph.node:  # where in the exporter's sources it came from
         del node.metadata_props[:]
         node.doc_string = ''
     for value in [*graph.graph.value_info, *graph.graph.input, *graph.graph.output]:
@@ -215,8 +243,14 @@ def export(folder: Path, target: Path, int8: bool = False) -> Exported:
     # 2. eight bits
     if int8:
         from onnxruntime.quantization import quantize_dynamic, QuantType
-        quantize_dynamic(target, target, weight_type=QuantType.QUInt8,
-                         op_types_to_quantize=['MatMul', 'Gemm'], per_channel=False)
+
+        quantize_dynamic(
+            target,
+            target,
+            weight_type=QuantType.QUInt8,
+            op_types_to_quantize=['MatMul', 'Gemm'],
+            per_channel=False,
+        )
     # 3. against torch, with another number of tiles
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
     session = onnxruntime.InferenceSession(str(target), providers=['CPUExecutionProvider'])
@@ -226,10 +260,13 @@ def export(folder: Path, target: Path, int8: bool = False) -> Exported:
     difference = float(np.abs(got - expected).max())
     relative = difference / float(np.abs(expected).max())
     if got.shape != expected.shape or not relative < (TOLERANCE_INT8 if int8 else TOLERANCE):
-        sys.exit(f'{target} differs from torch by {difference:.3g} ({relative:.1%} of the largest '
-                 'embedding): the export is broken')
-    return Exported(str(target), side, got.shape[1], got.shape[2], target.stat().st_size,
-                    difference, relative)
+        sys.exit(
+            f'{target} differs from torch by {difference:.3g} ({relative:.1%} of the largest '
+            'embedding): the export is broken'
+        )
+    return Exported(
+        str(target), side, got.shape[1], got.shape[2], target.stat().st_size, difference, relative
+    )
 
 
 def main() -> None:
@@ -244,10 +281,14 @@ def main() -> None:
     if args.json:
         print(json.dumps(vars(made)))
         return
-    print(f'{made.file}: {made.bytes / 2**20:.1f} MiB, tiles of {made.side} x {made.side} pixels, '
-          f'{made.tokens} embeddings of width {made.n_embd} each')
-    print(f'largest difference from torch: {made.difference:.2e} '
-          f'({made.relative:.1e} of the largest embedding)')
+    print(
+        f'{made.file}: {made.bytes / 2**20:.1f} MiB, tiles of {made.side} x {made.side} pixels, '
+        f'{made.tokens} embeddings of width {made.n_embd} each'
+    )
+    print(
+        f'largest difference from torch: {made.difference:.2e} '
+        f'({made.relative:.1e} of the largest embedding)'
+    )
 
 
 if __name__ == '__main__':

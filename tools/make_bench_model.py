@@ -19,23 +19,27 @@ import numpy as np
 import numpy.typing as npt
 
 LAYERS, N_EMBD, N_FF, HEADS, HEADS_KV = 24, 896, 4864, 14, 2
-N_VOCAB, N_TEXT = 151936, 151643            # the rest: control tokens and padding
+N_VOCAB, N_TEXT = 151936, 151643  # the rest: control tokens and padding
 CONTROL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<img>', '</img>', '<IMG_CONTEXT>')
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 #: bytes of a block of Q8_0: a scale as float16 and 32 weights of one byte
 BLOCK, WEIGHTS = 34, 32
 #: standard deviation of int8 weights drawn evenly
-SPREAD = 127 / 3 ** 0.5
+SPREAD = 127 / 3**0.5
 
 
 def byte_letters() -> list[str]:
     """Give the letter that stands for each byte in a byte-level vocabulary, as GPT-2 chose it."""
-    plain = {*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1),
-             *range(ord('®'), ord('ÿ') + 1)}
+    plain = {
+        *range(ord('!'), ord('~') + 1),
+        *range(ord('¡'), ord('¬') + 1),
+        *range(ord('®'), ord('ÿ') + 1),
+    }
     others = (chr(256 + i) for i in range(256))
     return [chr(byte) if byte in plain else next(others) for byte in range(256)]
 
@@ -74,13 +78,19 @@ def tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield 'output_norm.weight', (N_EMBD,)
     for i in range(LAYERS):
         for name, shape in (
-                ('attn_norm.weight', (N_EMBD,)),
-                ('attn_q.weight', (N_EMBD, N_EMBD)), ('attn_q.bias', (N_EMBD,)),
-                ('attn_k.weight', (kv, N_EMBD)), ('attn_k.bias', (kv,)),
-                ('attn_v.weight', (kv, N_EMBD)), ('attn_v.bias', (kv,)),
-                ('attn_output.weight', (N_EMBD, N_EMBD)),
-                ('ffn_norm.weight', (N_EMBD,)), ('ffn_gate.weight', (N_FF, N_EMBD)),
-                ('ffn_up.weight', (N_FF, N_EMBD)), ('ffn_down.weight', (N_EMBD, N_FF))):
+            ('attn_norm.weight', (N_EMBD,)),
+            ('attn_q.weight', (N_EMBD, N_EMBD)),
+            ('attn_q.bias', (N_EMBD,)),
+            ('attn_k.weight', (kv, N_EMBD)),
+            ('attn_k.bias', (kv,)),
+            ('attn_v.weight', (kv, N_EMBD)),
+            ('attn_v.bias', (kv,)),
+            ('attn_output.weight', (N_EMBD, N_EMBD)),
+            ('ffn_norm.weight', (N_EMBD,)),
+            ('ffn_gate.weight', (N_FF, N_EMBD)),
+            ('ffn_up.weight', (N_FF, N_EMBD)),
+            ('ffn_down.weight', (N_EMBD, N_FF)),
+        ):
             yield f'blk.{i}.{name}', shape
 
 
@@ -90,11 +100,11 @@ def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> npt.NDA
         return np.full(shape, float(name.endswith('norm.weight')), np.float32)
     rows, columns = shape
     blocks = np.empty((rows, columns // WEIGHTS, BLOCK), np.uint8)
-    scale = np.float16(1 / (SPREAD * columns ** 0.5))
+    scale = np.float16(1 / (SPREAD * columns**0.5))
     blocks[..., :2] = np.frombuffer(scale.tobytes(), np.uint8)
     blocks[..., 2:] = rng.integers(1, 256, (*blocks.shape[:2], WEIGHTS), np.uint8)
     weights = blocks[..., 2:]
-    weights ^= 128                          # 1..255 -> -127..127 in two's complement
+    weights ^= 128  # 1..255 -> -127..127 in two's complement
     return blocks.reshape(rows, -1)
 
 
@@ -119,9 +129,11 @@ def write(path: Path, seed: int) -> None:
     writer.add_tokenizer_model('gpt2')
     writer.add_tokenizer_pre('qwen2')
     writer.add_token_list([*text, *CONTROL, *padding])
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(text)
-                           + [gguf.TokenType.CONTROL] * len(CONTROL)
-                           + [gguf.TokenType.UNUSED] * len(padding))
+    writer.add_token_types(
+        [gguf.TokenType.NORMAL] * len(text)
+        + [gguf.TokenType.CONTROL] * len(CONTROL)
+        + [gguf.TokenType.UNUSED] * len(padding)
+    )
     writer.add_token_merges(merges)
     writer.add_bos_token_id(N_TEXT)
     writer.add_eos_token_id(N_TEXT + CONTROL.index('<|im_end|>'))
@@ -133,8 +145,13 @@ def write(path: Path, seed: int) -> None:
     for name, shape in tensors():
         matrix = len(shape) == 2
         stored = (shape[0], shape[1] // WEIGHTS * BLOCK) if matrix else shape
-        writer.add_tensor_info(name, stored, np.dtype(np.uint8 if matrix else np.float32),
-                               int(np.prod(stored)) * (1 if matrix else 4), q8 if matrix else None)
+        writer.add_tensor_info(
+            name,
+            stored,
+            np.dtype(np.uint8 if matrix else np.float32),
+            int(np.prod(stored)) * (1 if matrix else 4),
+            q8 if matrix else None,
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -148,16 +165,21 @@ def write(path: Path, seed: int) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument('--out', type=Path, default=Path(__file__).resolve().parents[1]
-                        / 'build' / 'bench' / 'qwen2.5-0.5b-q8_0.gguf')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path(__file__).resolve().parents[1] / 'build' / 'bench' / 'qwen2.5-0.5b-q8_0.gguf',
+    )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     began = time.perf_counter()
-    half = args.out.with_suffix('.part')    # whoever finds the name finds a whole file
+    half = args.out.with_suffix('.part')  # whoever finds the name finds a whole file
     write(half, args.seed)
     half.replace(args.out)
-    print(f'{args.out}: {args.out.stat().st_size / 2**20:.0f} MiB in '
-          f'{time.perf_counter() - began:.0f} s')
+    print(
+        f'{args.out}: {args.out.stat().st_size / 2**20:.0f} MiB in '
+        f'{time.perf_counter() - began:.0f} s'
+    )
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / 'test'))      # for the pictures
+sys.path.insert(0, str(ROOT / 'test'))  # for the pictures
 
 from export_encoder import export  # noqa: E402
 from test_models import gguf_files, models, reference  # noqa: E402
@@ -44,13 +44,15 @@ def make(out: Path, build: Path) -> None:
     told: dict[str, Any] = {
         'made by': f'transformers {transformers.__version__}, float32, CPU, PIL image processors',
         'pictures': 'test/pictures.py: picture(width, height, seed)',
-        'cases': {}}
+        'cases': {},
+    }
 
     # 1. the language model without pictures
     plain = models.plain()
     folder = _folder(out, 'plain')
-    gguf_files.write_decoder(plain.model, plain.vocabulary, folder / 'decoder.gguf',
-                             'plain test model')
+    gguf_files.write_decoder(
+        plain.model, plain.vocabulary, folder / 'decoder.gguf', 'plain test model'
+    )
     _keep(decoders, 'plain', reference.decoder_case(plain, reference.EMBEDDING_SEEDS['plain']))
 
     for family, maker in (('internvl', models.internvl), ('smolvlm', models.smolvlm)):
@@ -58,8 +60,9 @@ def make(out: Path, build: Path) -> None:
         vlm = maker()
         language = vlm.decoder()
         folder = _folder(out, family)
-        gguf_files.write_decoder(language.model, language.vocabulary, folder / 'decoder.gguf',
-                                 f'{family} test model')
+        gguf_files.write_decoder(
+            language.model, language.vocabulary, folder / 'decoder.gguf', f'{family} test model'
+        )
         gguf_files.write_mmproj(vlm.model, vlm.processor, folder / 'mmproj.gguf')
         checkpoint = build / family
         vlm.model.save_pretrained(checkpoint)
@@ -67,34 +70,46 @@ def make(out: Path, build: Path) -> None:
         vlm.processor.tokenizer.save_pretrained(checkpoint)
         export(checkpoint, folder / 'vision.onnx')
         # 3. its answers
-        _keep(decoders, family,
-              reference.decoder_case(language, reference.EMBEDDING_SEEDS[family]))
+        _keep(
+            decoders, family, reference.decoder_case(language, reference.EMBEDDING_SEEDS[family])
+        )
         for case in reference.SIZES:
             name = f'{family}/{case}'
             told['cases'][name], logits[name] = reference.vlm_case(family, vlm, case)
-            print(f'{name}: {len(told["cases"][name]["ids"])} tokens, '
-                  f'{told["cases"][name]["tiles"]} tiles, '
-                  f'margin {told["cases"][name]["margin"]}')
+            print(
+                f'{name}: {len(told["cases"][name]["ids"])} tokens, '
+                f'{told["cases"][name]["tiles"]} tiles, '
+                f'margin {told["cases"][name]["margin"]}'
+            )
     _check_answers(told['cases'], decoders)
     np.savez_compressed(data / 'parity_decoder.npz', **decoders)
     np.savez_compressed(data / 'parity_vlm.npz', **logits)
     (data / 'parity_vlm.json').write_text(
-        json.dumps(told, ensure_ascii=False, indent=1) + '\n', encoding='utf-8')
+        json.dumps(told, ensure_ascii=False, indent=1) + '\n', encoding='utf-8'
+    )
 
 
 def compare(stored: Path, fresh: Path) -> list[str]:
     """Compare two sets of answers; give what differs."""
     wrong = []
-    old, new = (json.loads((path / 'data' / 'parity_vlm.json').read_text('utf-8'))['cases']
-                for path in (stored, fresh))
-    wrong += [f'case {name}' for name in sorted(old.keys() | new.keys())
-              if _without_margin(old.get(name)) != _without_margin(new.get(name))]
+    old, new = (
+        json.loads((path / 'data' / 'parity_vlm.json').read_text('utf-8'))['cases']
+        for path in (stored, fresh)
+    )
+    wrong += [
+        f'case {name}'
+        for name in sorted(old.keys() | new.keys())
+        if _without_margin(old.get(name)) != _without_margin(new.get(name))
+    ]
     for file in ('parity_decoder.npz', 'parity_vlm.npz'):
         with np.load(stored / 'data' / file) as old, np.load(fresh / 'data' / file) as new:
             for name in sorted(set(old.files) | set(new.files)):
-                if (name not in old.files or name not in new.files
-                        or old[name].shape != new[name].shape
-                        or np.abs(old[name] - new[name]).max() > TOLERANCE):
+                if (
+                    name not in old.files
+                    or name not in new.files
+                    or old[name].shape != new[name].shape
+                    or np.abs(old[name] - new[name]).max() > TOLERANCE
+                ):
                     wrong.append(f'{name} in {file}')
     return wrong
 
@@ -116,8 +131,9 @@ def _keep(store: dict[str, np.ndarray], name: str, values: dict[str, np.ndarray]
 def _check_answers(cases: dict[str, Any], decoders: dict[str, np.ndarray]) -> None:
     """Refuse answers that a rounding error could turn into others."""
     margins = {name: case['margin'] for name, case in cases.items()}
-    margins.update((name, float(value)) for name, value in decoders.items()
-                   if name.endswith('/margin'))
+    margins.update(
+        (name, float(value)) for name, value in decoders.items() if name.endswith('/margin')
+    )
     close = {name: margin for name, margin in margins.items() if margin < reference.MARGIN}
     if close:
         sys.exit(f'two tokens are nearly equal in {close}: change a seed in reference.py')
@@ -128,8 +144,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument('--out', type=Path, default=ROOT / 'test')
     parser.add_argument('--build', type=Path, default=ROOT / 'build' / 'test_models')
-    parser.add_argument('--check', action='store_true',
-                        help='write only --build; compare the answers with those in --out')
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='write only --build; compare the answers with those in --out',
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     if not args.check:

@@ -39,29 +39,77 @@ class Case(NamedTuple):
 
 
 PICTURES = (
-    ('rgb', 1, 1), ('rgb', 2, 3), ('rgb', 1, 300), ('rgb', 4000, 1), ('rgb', 97, 61),
-    ('rgb', 320, 240), ('rgb', 448, 448), ('rgb', 512, 512), ('rgb', 640, 480), ('rgb', 333, 777),
-    ('rgb', 1280, 720), ('rgb', 1920, 1080), ('rgb', 1080, 1920), ('rgb', 800, 600),
-    ('rgb', 1100, 180), ('rgb', 150, 1050),
-    ('grey array', 300, 200), ('rgba array', 200, 300), ('L', 400, 250), ('LA', 121, 260),
-    ('P', 250, 180), ('P transparent', 180, 250), ('RGBA', 360, 500), ('1', 90, 60),
+    ('rgb', 1, 1),
+    ('rgb', 2, 3),
+    ('rgb', 1, 300),
+    ('rgb', 4000, 1),
+    ('rgb', 97, 61),
+    ('rgb', 320, 240),
+    ('rgb', 448, 448),
+    ('rgb', 512, 512),
+    ('rgb', 640, 480),
+    ('rgb', 333, 777),
+    ('rgb', 1280, 720),
+    ('rgb', 1920, 1080),
+    ('rgb', 1080, 1920),
+    ('rgb', 800, 600),
+    ('rgb', 1100, 180),
+    ('rgb', 150, 1050),
+    ('grey array', 300, 200),
+    ('rgba array', 200, 300),
+    ('L', 400, 250),
+    ('LA', 121, 260),
+    ('P', 250, 180),
+    ('P transparent', 180, 250),
+    ('RGBA', 360, 500),
+    ('1', 90, 60),
 ) + tuple((f'orientation {i}', 260, 150) for i in range(1, 9))
 
 # what every picture is cut into, and what only every fourth is, because it takes longer
-SMALL = (('internvl', 64, 12), ('internvl', 32, 6), ('internvl', 192, 1),
-         ('smolvlm', 64, 0), ('smolvlm', 32, 9), ('smolvlm', 128, 1))
-LARGE = (('internvl', 448, 12), ('internvl', 448, 1), ('smolvlm', 512, 0), ('smolvlm', 512, 1),
-         ('smolvlm', 384, 6))
+SMALL = (
+    ('internvl', 64, 12),
+    ('internvl', 32, 6),
+    ('internvl', 192, 1),
+    ('smolvlm', 64, 0),
+    ('smolvlm', 32, 9),
+    ('smolvlm', 128, 1),
+)
+LARGE = (
+    ('internvl', 448, 12),
+    ('internvl', 448, 1),
+    ('smolvlm', 512, 0),
+    ('smolvlm', 512, 1),
+    ('smolvlm', 384, 6),
+)
 
-CASES = tuple(Case(*picture, *way) for number, picture in enumerate(PICTURES)
-              for way in SMALL + (LARGE if number % 4 == 3 else ()))
+CASES = tuple(
+    Case(*picture, *way)
+    for number, picture in enumerate(PICTURES)
+    for way in SMALL + (LARGE if number % 4 == 3 else ())
+)
 
 # (family, side, max_tiles) of the sweep over picture sizes
-SWEPT = (('internvl', 448, 1), ('internvl', 448, 2), ('internvl', 448, 3), ('internvl', 448, 5),
-         ('internvl', 448, 6), ('internvl', 448, 9), ('internvl', 448, 12), ('internvl', 32, 12),
-         ('smolvlm', 512, 0), ('smolvlm', 512, 12), ('smolvlm', 512, 9), ('smolvlm', 512, 5),
-         ('smolvlm', 512, 4), ('smolvlm', 512, 3), ('smolvlm', 512, 2), ('smolvlm', 512, 1),
-         ('smolvlm', 384, 0), ('smolvlm', 384, 8), ('smolvlm', 32, 0))
+SWEPT = (
+    ('internvl', 448, 1),
+    ('internvl', 448, 2),
+    ('internvl', 448, 3),
+    ('internvl', 448, 5),
+    ('internvl', 448, 6),
+    ('internvl', 448, 9),
+    ('internvl', 448, 12),
+    ('internvl', 32, 12),
+    ('smolvlm', 512, 0),
+    ('smolvlm', 512, 12),
+    ('smolvlm', 512, 9),
+    ('smolvlm', 512, 5),
+    ('smolvlm', 512, 4),
+    ('smolvlm', 512, 3),
+    ('smolvlm', 512, 2),
+    ('smolvlm', 512, 1),
+    ('smolvlm', 384, 0),
+    ('smolvlm', 384, 8),
+    ('smolvlm', 32, 0),
+)
 
 
 def array(width: int, height: int) -> Pixels:
@@ -125,7 +173,8 @@ def reference(case: Case) -> tuple[Pixels, tuple[int, int]]:
     else:
         edge = longest_edge(picture.width, picture.height, case.side, case.max_tiles)
         made = smolvlm_processor(case.side, edge).preprocess(
-            [[picture]], return_row_col_info=True, **raw)
+            [[picture]], return_row_col_info=True, **raw
+        )
         tiles = list(made['pixel_values'][0])
         assert (made['rows'][0][0], made['cols'][0][0]) == (rows, columns)
     return np.stack(tiles).astype(np.uint8).transpose(0, 2, 3, 1), (rows, columns)
@@ -136,6 +185,7 @@ def reference_grid(width: int, height: int, way: tuple[str, int, int]) -> tuple[
     name, side, max_tiles = way
     if name == 'internvl':
         from transformers.models.got_ocr2 import image_processing_pil_got_ocr2 as maker
+
         columns, rows = maker.get_optimal_tiled_canvas((height, width), (side, side), 1, max_tiles)
         return (0, 0) if rows * columns == 1 else (rows, columns)
     processor = smolvlm_processor(side, longest_edge(width, height, side, max_tiles))
@@ -157,9 +207,13 @@ def longest_edge(width: int, height: int, side: int, max_tiles: int) -> int:
 def internvl_processor(side: int, max_tiles: int) -> Any:
     """Make the processor of InternVL."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
     return GotOcr2ImageProcessorPil(
-        size={'height': side, 'width': side}, crop_to_patches=True, min_patches=1,
-        max_patches=max_tiles)
+        size={'height': side, 'width': side},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=max_tiles,
+    )
 
 
 def smolvlm_processor(side: int, edge: int) -> Any:
@@ -168,9 +222,12 @@ def smolvlm_processor(side: int, edge: int) -> Any:
         from transformers.models.smolvlm.image_processing_pil_smolvlm import (
             SmolVLMImageProcessorPil,
         )
+
         _processors[side, edge] = SmolVLMImageProcessorPil(
-            size={'longest_edge': (edge or 4) * side}, max_image_size={'longest_edge': side},
-            do_image_splitting=edge > 0)
+            size={'longest_edge': (edge or 4) * side},
+            max_image_size={'longest_edge': side},
+            do_image_splitting=edge > 0,
+        )
     return _processors[side, edge]
 
 
@@ -179,11 +236,42 @@ _processors: dict[tuple[int, int], Any] = {}
 
 def sizes() -> npt.NDArray[np.int64]:
     """Sample (width, height) from 1x1 to 4000x4000: every corner, tie and step, and the rest."""
-    steps = [1, 2, 3, 31, 32, 33, 223, 224, 447, 448, 449, 512, 513, 895, 896, 1024, 1080, 1344,
-             1536, 1792, 1920, 2048, 2049, 3999, 4000]
+    steps = [
+        1,
+        2,
+        3,
+        31,
+        32,
+        33,
+        223,
+        224,
+        447,
+        448,
+        449,
+        512,
+        513,
+        895,
+        896,
+        1024,
+        1080,
+        1344,
+        1536,
+        1792,
+        1920,
+        2048,
+        2049,
+        3999,
+        4000,
+    ]
     listed = [(width, height) for width in steps for height in steps]
-    ratios = [(a * d + c * b, 2 * b * d) for a in range(1, 7) for b in range(1, 7)
-              for c in range(1, 7) for d in range(1, 7) if a * d > c * b]
+    ratios = [
+        (a * d + c * b, 2 * b * d)
+        for a in range(1, 7)
+        for b in range(1, 7)
+        for c in range(1, 7)
+        for d in range(1, 7)
+        if a * d > c * b
+    ]
     ties = {(w * k, h * k) for w, h in ratios for k in (1, 5, 24) if max(w, h) * k <= 4000}
     free = np.random.default_rng(4).integers(1, 4001, (1200, 2)).tolist()
     return np.array(listed + sorted(ties) + free)
@@ -204,19 +292,24 @@ def means(tiles: Pixels) -> npt.NDArray[np.float64]:
 def main() -> int:
     """Write the file."""
     import transformers
+
     stored: dict[str, Any] = {}
     swept = sizes()
     stored['sizes'] = swept.astype(np.uint16)
-    stored['grids'] = np.array([[reference_grid(width, height, way) for width, height in swept]
-                                for way in SWEPT], np.uint8)
+    stored['grids'] = np.array(
+        [[reference_grid(width, height, way) for width, height in swept] for way in SWEPT],
+        np.uint8,
+    )
     for case in CASES:
         tiles, grid = reference(case)
         stored[f'{case.label}/grid'] = np.array(grid, np.uint8)
         stored[f'{case.label}/samples'] = samples(tiles)
         stored[f'{case.label}/means'] = means(tiles).astype(np.float32)
     np.savez_compressed(STORED, **stored)
-    print(f'{STORED}: {len(CASES)} pictures, {len(swept)} sizes, {STORED.stat().st_size} bytes, '
-          f'transformers {transformers.__version__}, Pillow {Image.__version__}')
+    print(
+        f'{STORED}: {len(CASES)} pictures, {len(swept)} sizes, {STORED.stat().st_size} bytes, '
+        f'transformers {transformers.__version__}, Pillow {Image.__version__}'
+    )
     return 0
 
 

@@ -85,11 +85,17 @@ def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -
     """
     path = Path(path)
     if path.suffix not in ENCODERS:
-        raise ModelFileError(path, f'no encoder is known for *{path.suffix}; '
-                             f"expected one of {', '.join(sorted(ENCODERS))}")
+        raise ModelFileError(
+            path,
+            f'no encoder is known for *{path.suffix}; '
+            f'expected one of {", ".join(sorted(ENCODERS))}',
+        )
     if not path.is_file():
-        raise ModelFileError(path, 'there is no such file; give the path of the vision encoder '
-                             'in model_file_name, or a name that `vlm models` lists in model')
+        raise ModelFileError(
+            path,
+            'there is no such file; give the path of the vision encoder '
+            'in model_file_name, or a name that `vlm models` lists in model',
+        )
     module, name = ENCODERS[path.suffix].split(':')
     encoder: VisionEncoder = getattr(import_module(module), name)(path, options)
     return encoder

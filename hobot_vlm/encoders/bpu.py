@@ -32,10 +32,20 @@ from ..values import ImageTiles
 
 #: number formats by the names that the runtimes give them
 DTYPES = {
-    'F32': np.float32, 'F16': np.float16, 'S8': np.int8, 'U8': np.uint8, 'S16': np.int16,
-    'U16': np.uint16, 'S32': np.int32,
-    'float32': np.float32, 'float16': np.float16, 'int8': np.int8, 'uint8': np.uint8,
-    'int16': np.int16, 'uint16': np.uint16, 'int32': np.int32,
+    'F32': np.float32,
+    'F16': np.float16,
+    'S8': np.int8,
+    'U8': np.uint8,
+    'S16': np.int16,
+    'U16': np.uint16,
+    'S32': np.int32,
+    'float32': np.float32,
+    'float16': np.float16,
+    'int8': np.int8,
+    'uint8': np.uint8,
+    'int16': np.int16,
+    'uint16': np.uint16,
+    'int32': np.int32,
 }
 INPUT_DTYPES = ('float32', 'float16', 'int8', 'uint8', 'int16')
 
@@ -50,7 +60,7 @@ class BpuEncoder(VisionEncoder):
     count for nothing, and n_embd is the larger one of the other two, whichever comes first.
     """
 
-    usual_tiles = 1                         # each one takes the BPU of an X5 one to three seconds
+    usual_tiles = 1  # each one takes the BPU of an X5 one to three seconds
 
     def __init__(self, path: str | Path, options: EncoderOptions) -> None:
         self.path = Path(path)
@@ -76,8 +86,11 @@ class BpuEncoder(VisionEncoder):
         embeddings = np.empty((len(tiles.pixels), self.tokens, self.n_embd), np.float32)
         for index, target in enumerate(embeddings):
             target[...] = self._run(self._pixels.batch(tiles, index, index + 1))
-        check_embeddings(embeddings, f'the vision encoder {self.path}',
-                         'fetch the file again, or use the one that was compiled for this board')
+        check_embeddings(
+            embeddings,
+            f'the vision encoder {self.path}',
+            'fetch the file again, or use the one that was compiled for this board',
+        )
         return embeddings
 
     def close(self) -> None:
@@ -90,20 +103,24 @@ class BpuEncoder(VisionEncoder):
             raise InferenceError(f'the vision encoder {self.path} is closed: open it again')
         try:
             found = self._runtime.run(pixels)
-        except Exception as exc:    # what the runtimes raise is not documented
-            raise InferenceError(f'the vision encoder {self.path} failed on the BPU: {exc}') \
-                from exc
+        except Exception as exc:  # what the runtimes raise is not documented
+            raise InferenceError(
+                f'the vision encoder {self.path} failed on the BPU: {exc}'
+            ) from exc
         output = self._output
         stored = None if found.dtype != output.dtype else _cut(found, output.shape)
         if stored is None:
             raise InferenceError(
                 f'the BPU runtime gave {found.dtype} {found.shape} for the output {output.name} '
                 f'of {self.path}: expected {output.dtype} {output.shape}. pyeasy_dnn cannot give '
-                'every kind of output; hbm_runtime (RDK OS 3.5 or newer) can')
+                'every kind of output; hbm_runtime (RDK OS 3.5 or newer) can'
+            )
         # The array may lie in memory of the BPU, so what is kept is always a copy.
-        numbers = (output.quantisation.dequantise(stored)
-                   if output.quantisation and stored.dtype.kind in 'iu'
-                   else stored.astype(np.float32))
+        numbers = (
+            output.quantisation.dequantise(stored)
+            if output.quantisation and stored.dtype.kind in 'iu'
+            else stored.astype(np.float32)
+        )
         table = numbers.reshape(_two_axes(output.shape))
         return table.T if self._turned else table
 
@@ -123,8 +140,11 @@ class BpuEncoder(VisionEncoder):
         quantisation = entry.quantisation if entry.dtype.kind in 'iu' else None
         if quantisation is None and entry.dtype.name in ('int8', 'int16'):
             raise self._mismatch(f'its input is {entry.kind} without a scale')
-        if quantisation is not None and quantisation.scale.size > 1 \
-                and quantisation.axis != (1 if channels_first else 3):
+        if (
+            quantisation is not None
+            and quantisation.scale.size > 1
+            and quantisation.axis != (1 if channels_first else 3)
+        ):
             raise self._mismatch('the scale of its input belongs to no channel')
         return PixelFormat(height, channels_first, entry.dtype, quantisation)
 
@@ -144,14 +164,17 @@ class BpuEncoder(VisionEncoder):
 
     def _mismatch(self, problem: str) -> ModelMismatch:
         assert self._runtime is not None
-        inputs, outputs = ('; '.join(f'{t.name} {t.kind} {t.shape}' for t in tensors) or 'none'
-                           for tensors in (self._runtime.inputs, self._runtime.outputs))
+        inputs, outputs = (
+            '; '.join(f'{t.name} {t.kind} {t.shape}' for t in tensors) or 'none'
+            for tensors in (self._runtime.inputs, self._runtime.outputs)
+        )
         return ModelMismatch(
             f'model file {self.path} is not a vision encoder that can be used: {problem}. It has '
             f'the inputs {inputs} and the outputs {outputs}. Looked for one input of pixels, '
             '(1, 3, side, side) or (1, side, side, 3), float32, float16, uint8, or int8 or int16 '
             'with a scale, and one output, (1, tokens, n_embd), floats or integers with a scale; '
-            'give the encoder that belongs to the language model')
+            'give the encoder that belongs to the language model'
+        )
 
 
 @dataclass(frozen=True)
@@ -192,7 +215,9 @@ class _HbmRuntime:
             raise ConfigError(
                 f'the BPU refuses bpu_priority {options.bpu_priority} and bpu_cores '
                 f'{options.bpu_cores}: {exc}; expected a priority of 0 to 255 and cores that this '
-                'board has (RDK X5 and S100: 0)', 'bpu_cores') from exc
+                'board has (RDK X5 and S100: 0)',
+                'bpu_cores',
+            ) from exc
 
     def run(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Feed the input and give the output, which may have gaps between its rows."""
@@ -201,12 +226,19 @@ class _HbmRuntime:
 
     def _tensors(self, side: str) -> list[_Tensor]:
         model = self._model
-        shapes, kinds = (getattr(self._runtime, f'{side}_{what}')[model]
-                         for what in ('shapes', 'dtypes'))
+        shapes, kinds = (
+            getattr(self._runtime, f'{side}_{what}')[model] for what in ('shapes', 'dtypes')
+        )
         quants = getattr(self._runtime, f'{side}_quants', {}).get(model, {})
-        return [_Tensor(name, tuple(int(n) for n in shapes[name]), _word(kinds[name]),
-                        self._quantisation(name, shapes[name], quants.get(name)))
-                for name in getattr(self._runtime, f'{side}_names')[model]]
+        return [
+            _Tensor(
+                name,
+                tuple(int(n) for n in shapes[name]),
+                _word(kinds[name]),
+                self._quantisation(name, shapes[name], quants.get(name)),
+            )
+            for name in getattr(self._runtime, f'{side}_names')[model]
+        ]
 
     @staticmethod
     def _quantisation(name: str, shape: Sequence[int], params: Any) -> Quantisation | None:
@@ -247,7 +279,7 @@ class _EasyDnn:
     def _tensor(tensor: Any) -> _Tensor:
         properties = tensor.properties
         shape = tuple(int(n) for n in properties.shape)
-        scale = np.array(getattr(properties, 'scale_data', ()), np.float64)     # runtime's memory
+        scale = np.array(getattr(properties, 'scale_data', ()), np.float64)  # runtime's memory
         quantisation = None
         if scale.size:
             # The axis is not told: the last one that fits, unless the channels come first.
@@ -263,8 +295,9 @@ def _word(member: Any) -> str:
     return str(getattr(member, 'name', member)).rsplit('.', 1)[-1]
 
 
-def _quantisation(name: str, shape: Sequence[int], scale: Any, zero_point: Any,
-                  axis: int) -> Quantisation:
+def _quantisation(
+    name: str, shape: Sequence[int], scale: Any, zero_point: Any, axis: int
+) -> Quantisation:
     """
     Check what a runtime says of a quantised tensor.
 
@@ -278,10 +311,16 @@ def _quantisation(name: str, shape: Sequence[int], scale: Any, zero_point: Any,
         axis = len(shape) - 1
     axis %= len(shape)
     sizes = (1, shape[axis])
-    if scale.size not in sizes or zero_point.size not in sizes \
-            or not np.isfinite(scale).all() or (scale <= 0).any():
-        raise ModelMismatch(f'the scale of {name} {tuple(shape)} cannot be used: {scale.size} '
-                            f'numbers for axis {axis}, expected 1 or {shape[axis]}, above zero')
+    if (
+        scale.size not in sizes
+        or zero_point.size not in sizes
+        or not np.isfinite(scale).all()
+        or (scale <= 0).any()
+    ):
+        raise ModelMismatch(
+            f'the scale of {name} {tuple(shape)} cannot be used: {scale.size} '
+            f'numbers for axis {axis}, expected 1 or {shape[axis]}, above zero'
+        )
     count = max(scale.size, zero_point.size)
     return Quantisation(np.broadcast_to(scale, count), np.broadcast_to(zero_point, count), axis)
 
@@ -316,8 +355,10 @@ def _open(path: Path, options: EncoderOptions) -> _HbmRuntime | _EasyDnn:
     :raises ModelFileError: no runtime can load it
     """
     if not path.is_file():
-        raise ModelFileError(path, 'there is no such file; expected a vision encoder compiled for '
-                             'the BPU (.hbm, .bin)')
+        raise ModelFileError(
+            path,
+            'there is no such file; expected a vision encoder compiled for the BPU (.hbm, .bin)',
+        )
     runtimes: list[tuple[str, Any]] = [('hbm_runtime', _HbmRuntime)]
     if path.suffix == '.bin':
         runtimes += [('hobot_dnn.pyeasy_dnn', _EasyDnn), ('hobot_dnn_rdkx5.pyeasy_dnn', _EasyDnn)]
@@ -325,21 +366,25 @@ def _open(path: Path, options: EncoderOptions) -> _HbmRuntime | _EasyDnn:
     for name, runtime in runtimes:
         try:
             module = import_module(name)
-        except (ImportError, OSError):      # OSError: the chip's libraries are missing
+        except (ImportError, OSError):  # OSError: the chip's libraries are missing
             continue
         try:
             opened: _HbmRuntime | _EasyDnn = runtime(module, path, options)
             return opened
         except (ConfigError, ModelMismatch):
             raise
-        except Exception as exc:    # what the runtimes raise is not documented
+        except Exception as exc:  # what the runtimes raise is not documented
             failures.append(f'{name}: {str(exc) or type(exc).__name__}')
     if failures:
         raise ModelFileError(
-            path, f"the BPU cannot load it ({'; '.join(failures)}); expected a whole file that "
-            'was compiled for this board (.bin for RDK X5, .hbm for RDK S100)')
+            path,
+            f'the BPU cannot load it ({"; ".join(failures)}); expected a whole file that '
+            'was compiled for this board (.bin for RDK X5, .hbm for RDK S100)',
+        )
     names = ', '.join(name for name, _ in runtimes)
     raise BackendMissing(
         f'{path.name} runs on the BPU of an RDK board, and this machine has no runtime for it '
-        f'({names})', 'on an RDK board: sudo apt install hobot-spdev; anywhere else give an .onnx '
-        'encoder or an mmproj .gguf of the same model in model_file_name')
+        f'({names})',
+        'on an RDK board: sudo apt install hobot-spdev; anywhere else give an .onnx '
+        'encoder or an mmproj .gguf of the same model in model_file_name',
+    )

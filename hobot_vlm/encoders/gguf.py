@@ -22,13 +22,36 @@ VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 
 #: number of a value type -> struct format
-SCALARS = {0: '<B', 1: '<b', 2: '<H', 3: '<h', 4: '<I', 5: '<i', 6: '<f', 7: '<?', 10: '<Q',
-           11: '<q', 12: '<d'}
+SCALARS = {
+    0: '<B',
+    1: '<b',
+    2: '<H',
+    3: '<h',
+    4: '<I',
+    5: '<i',
+    6: '<f',
+    7: '<?',
+    10: '<Q',
+    11: '<q',
+    12: '<d',
+}
 
 #: number of a tensor type -> (elements, bytes) of a block; those that encoders come in
-BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
-          10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
-          30: (1, 2)}
+BLOCKS = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    30: (1, 2),
+}
 F32, F16 = 0, 1
 
 
@@ -68,8 +91,11 @@ class GgufHeader:
         """
         info = self.tensors[name]
         if info.kind not in (F32, F16):
-            raise ModelFileError(self.path, f'{name} is quantised (type {info.kind}); expected '
-                                 'float32 or float16: convert the model anew')
+            raise ModelFileError(
+                self.path,
+                f'{name} is quantised (type {info.kind}); expected '
+                'float32 or float16: convert the model anew',
+            )
         with self.path.open('rb') as file:
             file.seek(info.offset)
             data = file.read(info.size)
@@ -92,8 +118,9 @@ def read_gguf(path: Path) -> GgufHeader:
         with path.open('rb') as file:
             magic = file.read(4)
             if magic != MAGIC:
-                raise ModelFileError(path, f'it starts with {magic!r} instead of GGUF; expected a '
-                                     'file of llama.cpp')
+                raise ModelFileError(
+                    path, f'it starts with {magic!r} instead of GGUF; expected a file of llama.cpp'
+                )
             metadata, tensors = _Reader(file, size).header()
     except OSError as exc:
         raise ModelFileError(path, f'it cannot be read ({exc.strerror})') from exc
@@ -101,8 +128,9 @@ def read_gguf(path: Path) -> GgufHeader:
         raise ModelFileError(path, f'it is damaged or cut short ({exc}); fetch it again') from exc
     end = max((info.offset + info.size for info in tensors.values()), default=0)
     if end > size:
-        raise ModelFileError(path, f'it is cut short: {size} of at least {end} bytes are there; '
-                             'fetch it again')
+        raise ModelFileError(
+            path, f'it is cut short: {size} of at least {end} bytes are there; fetch it again'
+        )
     return GgufHeader(path, metadata, tensors)
 
 
@@ -127,8 +155,9 @@ class _Reader:
             found.append((name, shape, self.number('<I'), self.number('<Q')))
         alignment = int(metadata.get('general.alignment', 32)) or 32
         start = -(-self.file.tell() // alignment) * alignment
-        return metadata, {name: TensorInfo(shape, kind, start + offset)
-                          for name, shape, kind, offset in found}
+        return metadata, {
+            name: TensorInfo(shape, kind, start + offset) for name, shape, kind, offset in found
+        }
 
     def take(self, n: int) -> bytes:
         data = self.file.read(n) if n <= self.size else b''
@@ -141,7 +170,7 @@ class _Reader:
 
     def count(self) -> int:
         n: int = self.number('<Q')
-        if n > self.size:                       # each thing counted takes a byte or more
+        if n > self.size:  # each thing counted takes a byte or more
             raise _Damaged(f'it claims to hold {n} things')
         return n
 

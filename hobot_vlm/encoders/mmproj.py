@@ -29,8 +29,11 @@ from ..values import ImageTiles
 try:
     from llama_cpp import mtmd_cpp as mtmd
 except (ImportError, OSError) as exc:
-    raise BackendMissing('this llama-cpp-python has no libmtmd', 'install llama-cpp-python 0.3.36 '
-                         'or later with its default settings, or use an ONNX encoder') from exc
+    raise BackendMissing(
+        'this llama-cpp-python has no libmtmd',
+        'install llama-cpp-python 0.3.36 '
+        'or later with its default settings, or use an ONNX encoder',
+    ) from exc
 
 INTERNVL, IDEFICS3 = 'internvl', 'idefics3'
 
@@ -44,8 +47,10 @@ def _bind(name: str, result: Any, *arguments: Any) -> Any:
 
 
 _name = _bind('ggml_get_name', ctypes.c_char_p, ctypes.c_void_p)
-_get, _set = (_bind(name, None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
-              for name in ('ggml_backend_tensor_get', 'ggml_backend_tensor_set'))
+_get, _set = (
+    _bind(name, None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
+    for name in ('ggml_backend_tensor_get', 'ggml_backend_tensor_set')
+)
 
 
 class MmprojEncoder(VisionEncoder):
@@ -82,8 +87,10 @@ class MmprojEncoder(VisionEncoder):
             self._context = mtmd.mtmd_init_from_file(os.fsencode(self.path), vocabulary, params)
             if not self._context:
                 why = '; '.join(last_errors) or 'llama.cpp gave no reason'
-                raise ModelFileError(self.path, f'llama.cpp cannot load it ({why}); fetch it '
-                                     'again, or convert the model anew')
+                raise ModelFileError(
+                    self.path,
+                    f'llama.cpp cannot load it ({why}); fetch it again, or convert the model anew',
+                )
             stack.callback(mtmd.mtmd_free, self._context)
             # 3. whether this libmtmd puts patches at their positions
             if self._positions:
@@ -96,24 +103,28 @@ class MmprojEncoder(VisionEncoder):
         check_tiles(tiles, self.side)
         found = np.empty((len(tiles.pixels), self.tokens, self.n_embd), np.float32)
         for start in range(0, len(found), self._per_strip):
-            self._encode_strip(tiles.pixels[start:start + self._per_strip],
-                               found[start:start + self._per_strip])
+            self._encode_strip(
+                tiles.pixels[start : start + self._per_strip],
+                found[start : start + self._per_strip],
+            )
         check_embeddings(found, str(self.path), 'fetch the file again')
         return found
 
     def close(self) -> None:
         self._on_close.close()
 
-    def _encode_strip(self, pixels: npt.NDArray[np.uint8],
-                      target: npt.NDArray[np.float32]) -> None:
+    def _encode_strip(
+        self, pixels: npt.NDArray[np.uint8], target: npt.NDArray[np.float32]
+    ) -> None:
         """Encode at most ``_per_strip`` tiles, side by side in one picture."""
         strip = np.zeros((self.side, self._per_strip, self.side, 3), np.uint8)
-        strip[:, :len(pixels)] = pixels.swapaxes(0, 1)
+        strip[:, : len(pixels)] = pixels.swapaxes(0, 1)
         last_errors.clear()
         with ExitStack() as stack:
             width, data = self._per_strip * self.side, strip.ctypes.data
             bitmap = mtmd.mtmd_bitmap_init(
-                width, self.side, ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8)))
+                width, self.side, ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8))
+            )
             stack.callback(mtmd.mtmd_bitmap_free, bitmap)
             chunks = mtmd.mtmd_input_chunks_init()
             stack.callback(mtmd.mtmd_input_chunks_free, chunks)
@@ -121,9 +132,12 @@ class MmprojEncoder(VisionEncoder):
             parts = (ctypes.POINTER(mtmd.mtmd_input_part) * 1)(ctypes.pointer(part))
             if mtmd.mtmd_tokenize_from_parts(self._context, chunks, parts, 1, False):
                 raise self._failed('take a tile')
-            images = [chunk for i in range(mtmd.mtmd_input_chunks_size(chunks))
-                      if mtmd.mtmd_input_chunk_get_type(
-                          chunk := mtmd.mtmd_input_chunks_get(chunks, i)) == 1]
+            images = [
+                chunk
+                for i in range(mtmd.mtmd_input_chunks_size(chunks))
+                if mtmd.mtmd_input_chunk_get_type(chunk := mtmd.mtmd_input_chunks_get(chunks, i))
+                == 1
+            ]
             if len(images) != self._images_per_strip:
                 raise self._failed(f'leave {self._per_strip} tiles as they are')
             for chunk, place in zip(images, target, strict=False):
@@ -131,8 +145,9 @@ class MmprojEncoder(VisionEncoder):
                     raise self._failed(f'make {self.tokens} embeddings of a tile')
                 if mtmd.mtmd_encode_chunk(self._context, chunk):
                     raise self._failed('encode a tile')
-                place[:] = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context),
-                                                 place.shape)
+                place[:] = np.ctypeslib.as_array(
+                    mtmd.mtmd_get_output_embd(self._context), place.shape
+                )
 
     def _failed(self, what: str) -> InferenceError:
         why = '; '.join(last_errors) or 'it gave no reason'
@@ -151,69 +166,96 @@ class _Facts:
         self.header = header
         architecture = header.metadata.get('general.architecture')
         if architecture != 'clip':
-            raise ModelFileError(header.path, f'its architecture is {architecture!r}, expected '
-                                 "'clip': give the mmproj file as the encoder and the language "
-                                 'model as llm_model_name')
+            raise ModelFileError(
+                header.path,
+                f'its architecture is {architecture!r}, expected '
+                "'clip': give the mmproj file as the encoder and the language "
+                'model as llm_model_name',
+            )
         if not header.metadata.get('clip.has_vision_encoder'):
-            raise ModelFileError(header.path, 'it has no vision encoder; give the mmproj file of '
-                                 'a model that sees')
-        self.projector = (header.metadata.get('clip.projector_type')
-                          or header.metadata.get('clip.vision.projector_type'))
+            raise ModelFileError(
+                header.path, 'it has no vision encoder; give the mmproj file of a model that sees'
+            )
+        self.projector = header.metadata.get('clip.projector_type') or header.metadata.get(
+            'clip.vision.projector_type'
+        )
         if self.projector not in (INTERNVL, IDEFICS3):
-            raise ModelMismatch(f'{header.path} is an encoder of type {self.projector!r}; '
-                                "expected 'internvl' (InternVL) or 'idefics3' (SmolVLM)")
+            raise ModelMismatch(
+                f'{header.path} is an encoder of type {self.projector!r}; '
+                "expected 'internvl' (InternVL) or 'idefics3' (SmolVLM)"
+            )
         # 1. numbers that must fit each other
         self.side = self._number('clip.vision.image_size')
         patch = self._number('clip.vision.patch_size')
         merge = self._number('clip.vision.projector.scale_factor')
-        width, heads = (self._number('clip.vision.embedding_length'),
-                        self._number('clip.vision.attention.head_count'))
+        width, heads = (
+            self._number('clip.vision.embedding_length'),
+            self._number('clip.vision.attention.head_count'),
+        )
         if self.side % (patch * merge) or width % heads:
-            raise ModelFileError(header.path, f'tiles of {self.side} pixels do not divide into '
-                                 f'{patch * merge}, or width {width} not into {heads} heads: '
-                                 'convert the model anew')
+            raise ModelFileError(
+                header.path,
+                f'tiles of {self.side} pixels do not divide into '
+                f'{patch * merge}, or width {width} not into {heads} heads: '
+                'convert the model anew',
+            )
         patches = (self.side // patch) ** 2
-        self.tokens = patches // merge ** 2
+        self.tokens = patches // merge**2
         # 2. tensors; libmtmd takes most for optional and crashes when it needs one
         inner = self._number('clip.vision.feed_forward_length')
-        sizes = {'v.patch_embd.weight': width * 3 * patch ** 2}
+        sizes = {'v.patch_embd.weight': width * 3 * patch**2}
         for i in range(self._number('clip.vision.block_count')):
             block = f'v.blk.{i}.'
-            sizes.update({
-                f'{block}ln1.weight': width, f'{block}ln2.weight': width,
-                f'{block}attn_out.weight': width ** 2,
-                f'{block}ffn_up.weight': width * inner, f'{block}ffn_down.weight': width * inner})
+            sizes.update(
+                {
+                    f'{block}ln1.weight': width,
+                    f'{block}ln2.weight': width,
+                    f'{block}attn_out.weight': width**2,
+                    f'{block}ffn_up.weight': width * inner,
+                    f'{block}ffn_down.weight': width * inner,
+                }
+            )
             if f'{block}attn_qkv.weight' in header.tensors:
-                sizes[f'{block}attn_qkv.weight'] = 3 * width ** 2
+                sizes[f'{block}attn_qkv.weight'] = 3 * width**2
             else:
-                sizes.update({f'{block}attn_{which}.weight': width ** 2 for which in 'qkv'})
+                sizes.update({f'{block}attn_{which}.weight': width**2 for which in 'qkv'})
         if self.projector == INTERNVL:
-            sizes.update({'v.class_embd': width, 'v.position_embd.weight': (patches + 1) * width,
-                          'mm.model.mlp.0.weight': width * merge ** 2})
+            sizes.update(
+                {
+                    'v.class_embd': width,
+                    'v.position_embd.weight': (patches + 1) * width,
+                    'mm.model.mlp.0.weight': width * merge**2,
+                }
+            )
             self.n_embd, hidden = self._shape('mm.model.mlp.3.weight', 2)
-            sizes['mm.model.mlp.1.weight'] = hidden * width * merge ** 2
+            sizes['mm.model.mlp.1.weight'] = hidden * width * merge**2
         else:
             sizes['v.position_embd.weight'] = patches * width
             self.n_embd, _ = self._shape('mm.model.fc.weight', 2)
-            sizes['mm.model.fc.weight'] = self.n_embd * width * merge ** 2
+            sizes['mm.model.fc.weight'] = self.n_embd * width * merge**2
         for name, size in sizes.items():
             shape = self._shape(name)
             if np.prod(shape, dtype=object) != size:
-                raise ModelFileError(header.path, f'{name} is {shape}, which is not {size} '
-                                     'numbers: convert the model anew')
+                raise ModelFileError(
+                    header.path,
+                    f'{name} is {shape}, which is not {size} numbers: convert the model anew',
+                )
 
     def _number(self, key: str) -> int:
         value = self.header.metadata.get(key)
         if not isinstance(value, int) or value < 1:
-            raise ModelFileError(self.header.path, f'{key} is {value!r}, expected a positive '
-                                 'number: convert the model anew')
+            raise ModelFileError(
+                self.header.path,
+                f'{key} is {value!r}, expected a positive number: convert the model anew',
+            )
         return value
 
     def _shape(self, name: str, axes: int = 0) -> tuple[int, ...]:
         info = self.header.tensors.get(name)
         if info is None or axes and len(info.shape) != axes:
-            raise ModelFileError(self.header.path, f'it has no tensor {name}: convert the model '
-                                 'anew')
+            raise ModelFileError(
+                self.header.path, f'it has no tensor {name}: convert the model anew'
+            )
         return info.shape
 
     def tiles_per_strip(self) -> int:
@@ -225,12 +267,14 @@ class _Facts:
         """
         if self.projector == INTERNVL:
             return 1
-        key = 'clip.vision.preproc_image_size'      # older files have none
+        key = 'clip.vision.preproc_image_size'  # older files have none
         longest = self._number(key) if key in self.header.metadata else self.side
         if longest % self.side or self.side % 2:
-            raise ModelMismatch(f'{self.header.path}: preproc_image_size {longest} is no multiple '
-                                f'of the tile, {self.side} pixels, so llama.cpp cannot be given '
-                                'tiles; use the ONNX encoder of the model')
+            raise ModelMismatch(
+                f'{self.header.path}: preproc_image_size {longest} is no multiple '
+                f'of the tile, {self.side} pixels, so llama.cpp cannot be given '
+                'tiles; use the ONNX encoder of the model'
+            )
         return longest // self.side
 
 
@@ -277,8 +321,9 @@ class _Positions:
         if self._seen is None:
             raise self._unknown()
         if not np.isfinite(self._seen).all() or not np.isfinite(self.table).all():
-            raise ModelFileError(self.path, 'it is damaged: it holds numbers that are not finite; '
-                                 'fetch it again')
+            raise ModelFileError(
+                self.path, 'it is damaged: it holds numbers that are not finite; fetch it again'
+            )
         patches_first, patches_last, table = self._seen[:-1], self._seen[1:], self.table
 
         def spread(cells: npt.NDArray[np.float32], positions: npt.NDArray[np.float32]) -> float:
@@ -294,9 +339,11 @@ class _Positions:
         self._learned = True
 
     def _unknown(self) -> ModelMismatch:
-        return ModelMismatch(f'{self.path}: this version of llama-cpp-python treats the positions '
-                             'of InternVL in a way that is not known here; use the ONNX encoder '
-                             'of the model')
+        return ModelMismatch(
+            f'{self.path}: this version of llama-cpp-python treats the positions '
+            'of InternVL in a way that is not known here; use the ONNX encoder '
+            'of the model'
+        )
 
 
 def _load_vocabulary() -> Any:
@@ -306,6 +353,7 @@ def _load_vocabulary() -> Any:
     libmtmd writes marks such as ``<img>`` around a picture, and for that asks for a vocabulary.
     Nothing is done with the marks here, so they may come out as nothing.
     """
+
     def text(value: str) -> bytes:
         return struct.pack('<Q', len(value)) + value.encode()
 
@@ -324,11 +372,16 @@ def _load_vocabulary() -> Any:
     params = lib.llama_model_default_params()
     params.vocab_only = True
     with tempfile.NamedTemporaryFile(suffix='.gguf') as file:
-        file.write(b'GGUF' + struct.pack('<IQQ', 3, 0, len(values))
-                   + b''.join(text(key) + value for key, value in values.items()))
+        file.write(
+            b'GGUF'
+            + struct.pack('<IQQ', 3, 0, len(values))
+            + b''.join(text(key) + value for key, value in values.items())
+        )
         file.flush()
         model = lib.llama_model_load_from_file(os.fsencode(file.name), params)
     if not model:
-        raise InferenceError('llama.cpp cannot load a vocabulary of three tokens; this version of '
-                             'llama-cpp-python is not supported')
+        raise InferenceError(
+            'llama.cpp cannot load a vocabulary of three tokens; this version of '
+            'llama-cpp-python is not supported'
+        )
     return model

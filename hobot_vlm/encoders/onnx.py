@@ -82,11 +82,15 @@ class OnnxEncoder(VisionEncoder):
         """
         check_tiles(tiles, self.side)
         total, most = len(tiles.pixels), self._pixels.batch or MOST_TILES
-        parts = [self._run(tiles, start, min(start + most, total))
-                 for start in range(0, total, most)]
+        parts = [
+            self._run(tiles, start, min(start + most, total)) for start in range(0, total, most)
+        ]
         embeddings = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        check_embeddings(embeddings, f'the vision encoder {self.path}', 'a float16 or quantised '
-                         'encoder can overflow: use the float32 file')
+        check_embeddings(
+            embeddings,
+            f'the vision encoder {self.path}',
+            'a float16 or quantised encoder can overflow: use the float32 file',
+        )
         return embeddings
 
     def close(self) -> None:
@@ -105,19 +109,26 @@ class OnnxEncoder(VisionEncoder):
             feeds[mask.name] = np.ones(mask.shape_for(self._pixels, size), mask.dtype)
         try:
             found = session.run([self._output], feeds, self._shrink if size > 1 else None)[0]
-        except Exception as exc:    # ONNX Runtime's errors have no other base
-            raise InferenceError(f'the vision encoder {self.path} failed on {size} tiles: '
-                                 f'{_reason(exc)}') from exc
+        except Exception as exc:  # ONNX Runtime's errors have no other base
+            raise InferenceError(
+                f'the vision encoder {self.path} failed on {size} tiles: {_reason(exc)}'
+            ) from exc
         shape = found.shape
         tokens = shape[-2] if len(shape) > 1 else 0
-        if not (len(shape) in (2, 3, 4) and math.prod(shape[:-2]) == size
-                and tokens == (self.tokens or tokens) and shape[-1] == (self.n_embd or shape[-1])
-                and found.size):
+        if not (
+            len(shape) in (2, 3, 4)
+            and math.prod(shape[:-2]) == size
+            and tokens == (self.tokens or tokens)
+            and shape[-1] == (self.n_embd or shape[-1])
+            and found.size
+        ):
             raise InferenceError(
                 f'the vision encoder {self.path} gave an array of shape {shape} for {size} tiles: '
-                f'expected ({size}, {self.tokens or "tokens"}, {self.n_embd or "n_embd"})')
+                f'expected ({size}, {self.tokens or "tokens"}, {self.n_embd or "n_embd"})'
+            )
         result: npt.NDArray[np.float32] = np.ascontiguousarray(
-            found.reshape(size, *shape[-2:])[:stop - start], np.float32)
+            found.reshape(size, *shape[-2:])[: stop - start], np.float32
+        )
         return result
 
     def _measure(self) -> None:
@@ -165,21 +176,27 @@ class OnnxEncoder(VisionEncoder):
         if side is None:
             raise self._mismatch(
                 f'the height and width of {entry.name} are open: export it with fixed sizes, or '
-                "put the side of a tile in pixels into the file's metadata_props under 'side'")
+                "put the side of a tile in pixels into the file's metadata_props under 'side'"
+            )
         lead = shape[:-3]
         if side > LARGEST_SIDE or math.prod(n for n in lead if isinstance(n, int)) > MOST_TILES:
-            raise self._mismatch(f'the input {entry.name} is too large: at most {MOST_TILES} '
-                                 f'tiles of {LARGEST_SIDE} x {LARGEST_SIDE} pixels')
-        return _Pixels(entry.name, PixelFormat(side, channels_first, PIXEL_TYPES[entry.type]),
-                       lead)
+            raise self._mismatch(
+                f'the input {entry.name} is too large: at most {MOST_TILES} '
+                f'tiles of {LARGEST_SIDE} x {LARGEST_SIDE} pixels'
+            )
+        return _Pixels(
+            entry.name, PixelFormat(side, channels_first, PIXEL_TYPES[entry.type]), lead
+        )
 
     def _side_from_metadata(self) -> int | None:
         text = self._session.get_modelmeta().custom_metadata_map.get('side')
         if text is None:
             return None
         if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text)):
-            raise self._mismatch(f'its metadata says that side is {text[:20]!r}, expected the '
-                                 'side of a tile in pixels')
+            raise self._mismatch(
+                f'its metadata says that side is {text[:20]!r}, expected the '
+                'side of a tile in pixels'
+            )
         return int(text)
 
     def _find_output(self) -> tuple[str, int, int]:
@@ -204,7 +221,8 @@ class OnnxEncoder(VisionEncoder):
             f'the inputs {_describe(inputs)} and the outputs {_describe(outputs)}. Looked for one '
             'input of pixels, float32, float16 or uint8, (tiles, 3, side, side), (tiles, side, '
             'side, 3) or (batch, images, 3, side, side), besides masks, and one output of floats, '
-            '(tiles, tokens, n_embd); give the encoder that belongs to the language model')
+            '(tiles, tokens, n_embd); give the encoder that belongs to the language model'
+        )
 
 
 @dataclass(frozen=True)
@@ -250,8 +268,10 @@ class _Mask:
         placed: tuple[int, ...] = (tiles, side, side)
         if len(self.axes) != 3:
             placed = (*pixels.lead(tiles), 1)[:2] + (side, side)
-        return tuple(size if isinstance(size, int) else open_size
-                     for size, open_size in zip(self.axes, placed, strict=False))
+        return tuple(
+            size if isinstance(size, int) else open_size
+            for size, open_size in zip(self.axes, placed, strict=False)
+        )
 
 
 def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
@@ -263,13 +283,16 @@ def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
     try:
         import onnxruntime
     except ImportError as exc:
-        raise BackendMissing(f'ONNX Runtime, which {path.name} needs, is not installed',
-                             'pip install onnxruntime') from exc
+        raise BackendMissing(
+            f'ONNX Runtime, which {path.name} needs, is not installed', 'pip install onnxruntime'
+        ) from exc
     if not path.is_file():
         raise ModelFileError(path, 'there is no such file; expected a vision encoder (.onnx)')
     # 1) nothing is opened that the user did not point to
-    cure = (f'expected a whole ONNX file (this one has {path.stat().st_size} bytes), its external '
-            'data beside it, and operators that ONNX Runtime knows: fetch or export it again')
+    cure = (
+        f'expected a whole ONNX file (this one has {path.stat().st_size} bytes), its external '
+        'data beside it, and operators that ONNX Runtime knows: fetch or export it again'
+    )
     try:
         outside = outside_paths(path)
     except OSError as exc:
@@ -278,21 +301,24 @@ def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
         raise ModelFileError(path, f'it is not an ONNX file, or was cut short; {cure}') from exc
     if outside:
         raise ModelFileError(
-            path, f'its weights lie outside its folder, in {outside[0]!r}; {cure}')
+            path, f'its weights lie outside its folder, in {outside[0]!r}; {cure}'
+        )
     # 2) the graph
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4     # whatever it would print, it also raises
+    settings.log_severity_level = 4  # whatever it would print, it also raises
     settings.intra_op_num_threads = options.threads
     # Threads that wait for the next picture would otherwise burn the decoder's cores.
     settings.add_session_config_entry('session.force_spinning_stop', '1')
     shrink = onnxruntime.RunOptions()
     shrink.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
     try:
-        session = onnxruntime.InferenceSession(str(path), settings,
-                                               providers=['CPUExecutionProvider'])
-    except Exception as exc:    # ONNX Runtime's errors have no other base
-        raise ModelFileError(path, f'ONNX Runtime {onnxruntime.__version__} cannot load it: '
-                             f'{_reason(exc)}; {cure}') from exc
+        session = onnxruntime.InferenceSession(
+            str(path), settings, providers=['CPUExecutionProvider']
+        )
+    except Exception as exc:  # ONNX Runtime's errors have no other base
+        raise ModelFileError(
+            path, f'ONNX Runtime {onnxruntime.__version__} cannot load it: {_reason(exc)}; {cure}'
+        ) from exc
     return session, shrink
 
 

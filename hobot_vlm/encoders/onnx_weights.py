@@ -19,11 +19,17 @@ FIELDS = {
     'function': {7: 'node', 11: 'attribute'},
     'graph': {1: 'node', 5: 'tensor', 15: 'sparse tensor'},
     'node': {5: 'attribute'},
-    'attribute': {5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph', 22: 'sparse tensor',
-                  23: 'sparse tensor'},
+    'attribute': {
+        5: 'tensor',
+        6: 'graph',
+        10: 'tensor',
+        11: 'graph',
+        22: 'sparse tensor',
+        23: 'sparse tensor',
+    },
     'sparse tensor': {1: 'tensor', 2: 'tensor'},
     'tensor': {13: 'external data'},
-    'external data': {2: 'path'},       # or a number, which does no harm here
+    'external data': {2: 'path'},  # or a number, which does no harm here
 }
 
 
@@ -65,7 +71,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif kind == 2:
             size, at = _number(message, at)
             if at + size <= len(message):
-                yield number, message[at:at + size]
+                yield number, message[at : at + size]
             at += size
         else:
             raise ValueError(f'a field of kind {kind}')

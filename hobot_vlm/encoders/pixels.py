@@ -83,8 +83,7 @@ class PixelFormat:
         tables: npt.NDArray[Any] = numbers.astype(self.dtype)
         return tables
 
-    def batch(self, tiles: ImageTiles, start: int, stop: int,
-              size: int = 0) -> npt.NDArray[Any]:
+    def batch(self, tiles: ImageTiles, start: int, stop: int, size: int = 0) -> npt.NDArray[Any]:
         """
         Give tiles ``start`` to ``stop`` as the encoder wants them: (tiles, ...), C order.
 
@@ -130,8 +129,10 @@ def check_tiles(tiles: ImageTiles, side: int) -> None:
     """
     shape = tiles.pixels.shape
     if len(shape) != 4 or shape[0] < 1 or shape[1:] != (side, side, 3):
-        raise InferenceError(f'the vision encoder reads tiles of {side} x {side} pixels, RGB, and '
-                             f'was given an array of shape {shape}: cut pictures for its side')
+        raise InferenceError(
+            f'the vision encoder reads tiles of {side} x {side} pixels, RGB, and '
+            f'was given an array of shape {shape}: cut pictures for its side'
+        )
 
 
 def check_embeddings(embeddings: npt.NDArray[np.float32], name: str, cure: str) -> None:
@@ -142,5 +143,7 @@ def check_embeddings(embeddings: npt.NDArray[np.float32], name: str, cure: str) 
     """
     if not np.isfinite(embeddings).all():
         bad = int(embeddings.size - np.isfinite(embeddings).sum())
-        raise InferenceError(f'{name} gave {bad} of {embeddings.size} numbers that are not finite '
-                             f'(NaN or infinity); {cure}')
+        raise InferenceError(
+            f'{name} gave {bad} of {embeddings.size} numbers that are not finite '
+            f'(NaN or infinity); {cure}'
+        )

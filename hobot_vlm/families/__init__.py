@@ -50,8 +50,9 @@ class Family(ABC):
         """Say whether a vocabulary with these control tokens is one of the family's."""
 
     @abstractmethod
-    def show(self, pictures: Sequence[ImageEmbedding], labels: Sequence[str],
-             controls: Collection[str]) -> list[Part]:
+    def show(
+        self, pictures: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
+    ) -> list[Part]:
         """
         Lay out pictures as they stand before the question.
 
@@ -101,6 +102,8 @@ def detect(controls: Collection[str], model_type: int, path: Path) -> Family:
         if candidate.knows(controls):
             return candidate
     looked = '; '.join(f'{f.name}: {f.marks}' for f in wanted)
-    raise ModelMismatch(f'{path} is no language model of a known family. Looked for these control '
-                        f'tokens in its vocabulary: {looked}. Give the decoder that belongs to '
-                        'the encoder, or only llm_model_name to chat without pictures')
+    raise ModelMismatch(
+        f'{path} is no language model of a known family. Looked for these control '
+        f'tokens in its vocabulary: {looked}. Give the decoder that belongs to '
+        'the encoder, or only llm_model_name to chat without pictures'
+    )

@@ -46,14 +46,16 @@ class InternVL(Family):
     marks = ' or '.join(f'{opening} {closing}' for opening, closing in AROUND)
     system_text = (
         '你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及'
-        '多家合作单位联合开发的多模态大语言模型。')
+        '多家合作单位联合开发的多模态大语言模型。'
+    )
     thinking_text = THINKING_TEXT
 
     def knows(self, controls: Collection[str]) -> bool:
         return any(opening in controls and closing in controls for opening, closing in AROUND)
 
-    def show(self, pictures: Sequence[ImageEmbedding], labels: Sequence[str],
-             controls: Collection[str]) -> list[Part]:
+    def show(
+        self, pictures: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
+    ) -> list[Part]:
         opening, closing = next(pair for pair in AROUND if set(pair) <= set(controls))
         if not labels and len(pictures) > 1:
             labels = [f'Image-{i + 1}' for i in range(len(pictures))]
@@ -81,8 +83,9 @@ def closest_grid(width: int, height: int, side: int, most: int) -> tuple[int, in
 
     Of grids equally close the larger one wins, unless its area is twice the picture's or more.
     """
-    grids = [(columns, rows) for columns in range(1, most + 1)
-             for rows in range(1, most // columns + 1)]
+    grids = [
+        (columns, rows) for columns in range(1, most + 1) for rows in range(1, most // columns + 1)
+    ]
     best, nearest = (1, 1), float('inf')
     for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
         distance = abs(width / height - columns / rows)

@@ -37,13 +37,15 @@ class SmolVLM(Family):
         "{% for part in message['content'] %}"
         "{{ part['text'] if part['type'] == 'text' else '<image>' }}{% endfor %}"
         "<end_of_utterance>{{ '\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:"
-        '{% endif %}')
+        '{% endif %}'
+    )
 
     def knows(self, controls: Collection[str]) -> bool:
         return AROUND in controls and GLOBAL in controls
 
-    def show(self, pictures: Sequence[ImageEmbedding], labels: Sequence[str],
-             controls: Collection[str]) -> list[Part]:
+    def show(
+        self, pictures: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
+    ) -> list[Part]:
         parts: list[Part] = []
         for i, picture in enumerate(pictures):
             spans = self._spans(picture)
@@ -56,8 +58,11 @@ class SmolVLM(Family):
         spans: list[Span] = []
         for row in range(picture.rows):
             for column in range(picture.columns):
-                spans += [Control(AROUND), Control(f'<row_{row + 1}_col_{column + 1}>'),
-                          Picture(picture, row * picture.columns + column)]
+                spans += [
+                    Control(AROUND),
+                    Control(f'<row_{row + 1}_col_{column + 1}>'),
+                    Picture(picture, row * picture.columns + column),
+                ]
             spans.append(Text('\n'))
         if picture.rows:
             spans.append(Text('\n'))
@@ -67,7 +72,7 @@ class SmolVLM(Family):
     def tiles(self, rgb: Pixels, side: int, max_tiles: int, fit: str = '') -> ImageTiles:
         fit = fit or self.default_fit
         height, width = rgb.shape[:2]
-        refined, columns, rows = layout(width, height, side, max_tiles or TILES_PER_EDGE ** 2)
+        refined, columns, rows = layout(width, height, side, max_tiles or TILES_PER_EDGE**2)
         # The makers stretch step by step: each picture below is made from the one before.
         step = resize(rgb, *refined, LANCZOS) if fit == 'fill' else rgb
         if rows * columns == 1:

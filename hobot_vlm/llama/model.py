@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 import ctypes
 from enum import Enum
-from functools import lru_cache
+from functools import cache
 import logging
 import os
 from pathlib import Path
@@ -57,7 +57,7 @@ def _log(level: int, text: bytes, _: Any) -> None:
 on_log = lib.llama_log_callback(_log)      # kept: llama.cpp calls it as long as it runs
 
 
-@lru_cache(maxsize=None)
+@cache
 def start_backend() -> None:
     lib.llama_log_set(on_log, ctypes.c_void_p(0))
     lib.llama_backend_init()

@@ -13,10 +13,10 @@ from llama_cpp import llama_cpp as lib
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 import numpy as np
 
+from .model import Decoder
 from ..config import Config
 from ..errors import GrammarError
 from ..values import TokenLogprob
-from .model import Decoder
 
 #: tokens of the answer that repeat_penalty looks back at; llama.cpp's own default
 PENALTY_WINDOW = 64

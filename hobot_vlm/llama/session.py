@@ -19,9 +19,9 @@ from llama_cpp import llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
+from .model import Decoder, MAX_SEQUENCES, Outcome
 from ..errors import InferenceError, PromptTooLong
 from ..values import Control, Picture, Span, Text, Tokens
-from .model import Decoder, MAX_SEQUENCES, Outcome
 
 
 @dataclass

@@ -66,11 +66,10 @@ def test_prompts_outlive_a_pause(robot, start):
         ),
     )
     assert change(robot, DEACTIVATE)
-    assert robot.status().message != 'answering'
     assert change(robot, ACTIVATE), node.log
     robot.wait('all replies', lambda: len(robot.replies()) == 3)
     assert [reply['prompt'] for reply in robot.replies()] == ['one', 'two', 'three']
-    assert robot.replies()[2]['finish_reason'] == 'length'
+    assert [reply['finish_reason'] for reply in robot.replies()][1:] == ['length', 'length']
 
 
 @pytest.mark.parametrize(

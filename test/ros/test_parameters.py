@@ -72,6 +72,9 @@ def test_values_as_written_on_a_command_line(declared, argument, name, value):
         ('image_qos:=fast', "expected one of 'auto'"),
         ('trigger:=image', 'only feed_type 1'),
         ('user_prompt:=[1, 2]', 'expected text'),
+        ('feed_type:=3', 'feed_type is 3: expected one of 0, 1, 2'),
+        ('n_predict:=many', "n_predict is 'many': expected a whole number"),
+        ('system_prompt:=/no/such/file.txt', 'there is no file /no/such/file.txt'),
     ],
 )
 def test_values_that_cannot_be(declared, argument, says):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import cv2
+import kinds as kinds_module
 import numpy as np
+import scenes
 from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
 
-import kinds as kinds_module
-import scenes
-
-SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<end_of_utterance>',
-           '<fake_token_around_image>', '<global-img>', '<image>',
-           *(f'<row_{r}_col_{c}>' for r in range(1, 5) for c in range(1, 5))]
-LONG = 115                                  # tokens after which no further turn is added
-ASIDE = -100                                # label of tokens that are not learned
+SPECIAL = [
+    '<|endoftext|>',
+    '<|im_start|>',
+    '<|im_end|>',
+    '<end_of_utterance>',
+    '<fake_token_around_image>',
+    '<global-img>',
+    '<image>',
+    *(f'<row_{r}_col_{c}>' for r in range(1, 5) for c in range(1, 5)),
+]
+LONG = 115  # tokens after which no further turn is added
+ASIDE = -100  # label of tokens that are not learned
 
 
 def train_tokenizer(vocab: int) -> Tokenizer:
@@ -33,18 +39,42 @@ def train_tokenizer(vocab: int) -> Tokenizer:
         scene = scenes.sample(rng)
         _, asked, answer = scenes.question(rng, scene, False)
         words += [asked, ' ' + answer]
-    chinese = ['图片', '图中', '背景', '颜色', '什么', '描述', '有', '没有', '吗', '是', '一', '两', '三',
-               *(c[0] for c in scenes.COLOURS.values()), *(p[1] for p in scenes.PLACES.values())]
+    chinese = [
+        '图片',
+        '图中',
+        '背景',
+        '颜色',
+        '什么',
+        '描述',
+        '有',
+        '没有',
+        '吗',
+        '是',
+        '一',
+        '两',
+        '三',
+        *(c[0] for c in scenes.COLOURS.values()),
+        *(p[1] for p in scenes.PLACES.values()),
+    ]
     words += (chinese + list(kinds_module.MEASURE)) * 100
     words += list('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789') * 5
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(words, trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=SPECIAL, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        words,
+        trainers.BpeTrainer(
+            vocab_size=vocab,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return tokenizer
 
 
@@ -52,7 +82,7 @@ def picture_of(rng: np.random.Generator, scene: scenes.Scene, side: int) -> np.n
     """Draw the scene as a camera of some size would show it, stretched to the input size."""
     height = int(np.exp(rng.uniform(np.log(96), np.log(500))))
     width = max(96, round(height * scene.aspect))
-    most = side if rng.random() < 0.6 else 2 * side     # drawing larger changes little
+    most = side if rng.random() < 0.6 else 2 * side  # drawing larger changes little
     picture = scenes.draw(scene, min(width, most), min(height, most))
     if picture.shape[:2] == (side, side):
         return picture
@@ -67,8 +97,10 @@ def cell_labels(scene: scenes.Scene, grid: int) -> np.ndarray:
     labels = np.full((grid, grid), background, np.int64)
     centres = (np.arange(grid) + 0.5) / grid
     for t in scene.things:
-        inside = (((centres[None, :] - t.cx) / (t.w / 2)) ** 2
-                  + ((centres[:, None] - t.cy) / (t.h / 2)) ** 2) < 0.85
+        inside = (
+            ((centres[None, :] - t.cx) / (t.w / 2)) ** 2
+            + ((centres[:, None] - t.cy) / (t.h / 2)) ** 2
+        ) < 0.85
         labels[inside] = t.kind
         labels[min(int(t.cy * grid), grid - 1), min(int(t.cx * grid), grid - 1)] = t.kind
     return labels.ravel()
@@ -97,8 +129,9 @@ class Sequences:
         around = self.id['<fake_token_around_image>']
         return [around, self.id['<global-img>'], *[-1 - number] * self.image_tokens, around]
 
-    def make(self, rng: np.random.Generator,
-             turns: int) -> tuple[list[int], list[int], list[float]]:
+    def make(
+        self, rng: np.random.Generator, turns: int
+    ) -> tuple[list[int], list[int], list[float]]:
         """
         Make one conversation.
 
@@ -109,7 +142,7 @@ class Sequences:
             how much each counts
         """
         ids, labels, weights = [self.id['<|im_start|>']], [ASIDE], [0.0]
-        pictures: list[int] = []            # numbers of scenes
+        pictures: list[int] = []  # numbers of scenes
 
         def add(more: list[int], learn: bool = False) -> None:
             ids.extend(more)
@@ -118,8 +151,13 @@ class Sequences:
 
         end = self.id['<end_of_utterance>']
         if rng.random() < 0.2:
-            add([*self.text('System: ' + str(rng.choice(scenes.SYSTEM_TEXTS))), end,
-                 *self.text('\n')])
+            add(
+                [
+                    *self.text('System: ' + str(rng.choice(scenes.SYSTEM_TEXTS))),
+                    end,
+                    *self.text('\n'),
+                ]
+            )
         chinese = bool(rng.random() < 0.5)
         for turn in range(turns):
             if len(ids) > LONG:
@@ -152,18 +190,26 @@ class Sequences:
     def without_picture(rng: np.random.Generator, chinese: bool) -> tuple[str, str]:
         """Make a turn that comes before any picture."""
         if rng.random() < 0.6:
-            return ((str(rng.choice(scenes.GREETINGS_ZH)), scenes.GREETING_ANSWER_ZH) if chinese
-                    else (str(rng.choice(scenes.GREETINGS)), scenes.GREETING_ANSWER))
+            return (
+                (str(rng.choice(scenes.GREETINGS_ZH)), scenes.GREETING_ANSWER_ZH)
+                if chinese
+                else (str(rng.choice(scenes.GREETINGS)), scenes.GREETING_ANSWER)
+            )
         asked = scenes.question(rng, scenes.sample(rng), chinese)[1]
         return asked, scenes.NO_PICTURE_ZH if chinese else scenes.NO_PICTURE
 
     @staticmethod
-    def both(rng: np.random.Generator, first: scenes.Scene, second: scenes.Scene,
-             chinese: bool) -> tuple[str, str]:
+    def both(
+        rng: np.random.Generator, first: scenes.Scene, second: scenes.Scene, chinese: bool
+    ) -> tuple[str, str]:
         """Make a turn about two pictures."""
         if chinese:
-            return (str(rng.choice(scenes.ASK_BOTH_ZH)),
-                    f'第一张：{scenes.describe(first, True)}第二张：{scenes.describe(second, True)}')
-        return (str(rng.choice(scenes.ASK_BOTH)),
-                f'First picture: {scenes.describe(first, False)} '
-                f'Second picture: {scenes.describe(second, False)}')
+            return (
+                str(rng.choice(scenes.ASK_BOTH_ZH)),
+                f'第一张：{scenes.describe(first, True)}第二张：{scenes.describe(second, True)}',
+            )
+        return (
+            str(rng.choice(scenes.ASK_BOTH)),
+            f'First picture: {scenes.describe(first, False)} '
+            f'Second picture: {scenes.describe(second, False)}',
+        )

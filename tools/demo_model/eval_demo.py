@@ -14,26 +14,43 @@ import json
 import re
 import sys
 
-import numpy as np
-
 from hobot_vlm import VLM
+import numpy as np
 import scenes
 
-SIZES = ((96, 96), (128, 96), (160, 120), (240, 320), (320, 240), (400, 400), (480, 640),
-         (640, 360), (640, 480), (800, 600), (1024, 1024), (1280, 720), (1920, 1080))
+SIZES = (
+    (96, 96),
+    (128, 96),
+    (160, 120),
+    (240, 320),
+    (320, 240),
+    (400, 400),
+    (480, 640),
+    (640, 360),
+    (640, 480),
+    (800, 600),
+    (1024, 1024),
+    (1280, 720),
+    (1920, 1080),
+)
 BOUNDS = {'objects': 95, 'positions': 95, 'yes/no': 97, 'counts': 95, 'colours': 97}
 #: an object nearer than this to the border between two places may be said to be in either
 TOLERANCE = 0.03
 
 _EN = re.compile(
-    r'(?:an? )?(' + '|'.join(re.escape(k.en) for k in sorted(
-        scenes.KINDS, key=lambda k: -len(k.en))) + ') ('
-    + '|'.join(re.escape(en) for en, _ in sorted(
-        scenes.PLACES.values(), key=lambda p: -len(p[0]))) + r')(?=[,. ])')
+    r'(?:an? )?('
+    + '|'.join(re.escape(k.en) for k in sorted(scenes.KINDS, key=lambda k: -len(k.en)))
+    + ') ('
+    + '|'.join(re.escape(en) for en, _ in sorted(scenes.PLACES.values(), key=lambda p: -len(p[0])))
+    + r')(?=[,. ])'
+)
 _ZH = re.compile(
-    '(' + '|'.join(zh for _, zh in sorted(scenes.PLACES.values(), key=lambda p: -len(p[1])))
-    + ')有一.(' + '|'.join(re.escape(k.zh) for k in sorted(
-        scenes.KINDS, key=lambda k: -len(k.zh))) + ')(?=[，。])')
+    '('
+    + '|'.join(zh for _, zh in sorted(scenes.PLACES.values(), key=lambda p: -len(p[1])))
+    + ')有一.('
+    + '|'.join(re.escape(k.zh) for k in sorted(scenes.KINDS, key=lambda k: -len(k.zh)))
+    + ')(?=[，。])'
+)
 _KIND_EN = {k.en: i for i, k in enumerate(scenes.KINDS)}
 _KIND_ZH = {k.zh: i for i, k in enumerate(scenes.KINDS)}
 _PLACE_EN = {en: place for place, (en, _) in scenes.PLACES.items()}
@@ -50,16 +67,25 @@ def claims(text: str, chinese: bool) -> list[tuple[int, str]]:
 def colour_claim(text: str, chinese: bool) -> str | None:
     """Read back which colour an answer gives the background."""
     found = re.search(r'背景是(\w+?)[。的]' if chinese else r'background is (\w+)\.', text)
-    return found and next((name for name, (zh, _) in scenes.COLOURS.items()
-                           if found[1] == (zh if chinese else name)), None)
+    return found and next(
+        (
+            name
+            for name, (zh, _) in scenes.COLOURS.items()
+            if found[1] == (zh if chinese else name)
+        ),
+        None,
+    )
 
 
 def places_of(scene: scenes.Scene, thing: scenes.Thing) -> set[str]:
     """Give the names that fit an object's place."""
     if scene.arrangement != 'one':
         return {thing.place}
-    return {scenes.cell(thing.cx + dx, thing.cy + dy)
-            for dx in (-TOLERANCE, 0, TOLERANCE) for dy in (-TOLERANCE, 0, TOLERANCE)}
+    return {
+        scenes.cell(thing.cx + dx, thing.cy + dy)
+        for dx in (-TOLERANCE, 0, TOLERANCE)
+        for dy in (-TOLERANCE, 0, TOLERANCE)
+    }
 
 
 class Score:
@@ -76,21 +102,33 @@ class Score:
 
     def table(self) -> dict[str, dict[str, float]]:
         """Give per cent right."""
-        return {figure: {language: round(100 * self.right[figure, language]
-                                         / self.all[figure, language], 2)
-                         for language in ('en', 'zh')} for figure in BOUNDS}
+        return {
+            figure: {
+                language: round(100 * self.right[figure, language] / self.all[figure, language], 2)
+                for language in ('en', 'zh')
+            }
+            for figure in BOUNDS
+        }
 
 
-def ask_all(vlm: VLM, rng: np.random.Generator, scene: scenes.Scene, picture: np.ndarray,
-            score: Score, wrong: list[str]) -> None:
+def ask_all(
+    vlm: VLM,
+    rng: np.random.Generator,
+    scene: scenes.Scene,
+    picture: np.ndarray,
+    score: Score,
+    wrong: list[str],
+) -> None:
     """Ask everything about one scene."""
     for chinese, language in ((False, 'en'), (True, 'zh')):
-        def ask(what: str) -> tuple[str, str, str]:
+
+        def ask(what: str, chinese: bool = chinese) -> tuple[str, str, str]:
             _, question, truth = scenes.question(rng, scene, chinese, what)
             answer = vlm.ask(question, picture, temperature=0.0).text
             if answer != truth:
-                wrong.append(f'{picture.shape[1]}x{picture.shape[0]} {question} -> {answer} '
-                             f'[{truth}]')
+                wrong.append(
+                    f'{picture.shape[1]}x{picture.shape[0]} {question} -> {answer} [{truth}]'
+                )
             return question, answer, truth
 
         answer = ask('describe')[1]
@@ -98,13 +136,18 @@ def ask_all(vlm: VLM, rng: np.random.Generator, scene: scenes.Scene, picture: np
         size = max(len(said), len(scene.things))
         common = Counter(k for k, _ in said) & Counter(t.kind for t in scene.things)
         score.add('objects', language, sum(common.values()), size)
-        placed = sum(any(k == t.kind and p in places_of(scene, t) for k, p in said)
-                     for t in scene.things)
+        placed = sum(
+            any(k == t.kind and p in places_of(scene, t) for k, p in said) for t in scene.things
+        )
         score.add('positions', language, placed, len(scene.things))
         score.add('colours', language, colour_claim(answer, chinese) == scene.colour)
         _, answer, truth = ask('place')
-        score.add('positions', language, answer == truth or (
-            scene.arrangement == 'one' and answer in place_answers(scene, truth, chinese)))
+        score.add(
+            'positions',
+            language,
+            answer == truth
+            or (scene.arrangement == 'one' and answer in place_answers(scene, truth, chinese)),
+        )
         _, answer, truth = ask('is')
         score.add('yes/no', language, answer[:2] == truth[:2])
         _, answer, truth = ask('count')
@@ -115,8 +158,11 @@ def ask_all(vlm: VLM, rng: np.random.Generator, scene: scenes.Scene, picture: np
 
 def place_answers(scene: scenes.Scene, truth: str, chinese: bool) -> set[str]:
     """Give the answers that are right for an object near the border of a place."""
-    place = next(p for p, words in sorted(scenes.PLACES.items(), key=lambda i: -len(i[1][0]))
-                 if words[chinese] in truth)
+    place = next(
+        p
+        for p, words in sorted(scenes.PLACES.items(), key=lambda i: -len(i[1][0]))
+        if words[chinese] in truth
+    )
     answers = set()
     for name in places_of(scene, scene.things[0]):
         scene.things[0].place, kept = name, scene.things[0].place
@@ -147,13 +193,14 @@ def main() -> None:
     if args.wrong:
         print('\n'.join(wrong))
     if args.json:
-        print(json.dumps({'scenes': args.scenes, 'seed': args.seed, 'right': table,
-                          'below': below}))
+        print(
+            json.dumps({'scenes': args.scenes, 'seed': args.seed, 'right': table, 'below': below})
+        )
     else:
         print(f'{args.scenes} fresh scenes, seed {args.seed}: per cent right')
-        print(f"{'':12}{'English':>10}{'Chinese':>10}{'bound':>8}")
+        print(f'{"":12}{"English":>10}{"Chinese":>10}{"bound":>8}')
         for figure, row in table.items():
-            print(f"{figure:12}{row['en']:10.2f}{row['zh']:10.2f}{BOUNDS[figure]:8}")
+            print(f'{figure:12}{row["en"]:10.2f}{row["zh"]:10.2f}{BOUNDS[figure]:8}')
     sys.exit(bool(below))
 
 

@@ -12,19 +12,19 @@ import json
 from pathlib import Path
 import sys
 
+from model import DemoModel, Shape
 import numpy as np
 import onnx
 from onnx import numpy_helper, TensorProto
 import torch
-
-from model import DemoModel, Shape
 
 TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
     "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
     "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
-    '<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ \'Assistant:\' }}{% endif %}')
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 
 
 def write_vision(model: DemoModel, path: Path) -> float:
@@ -36,18 +36,25 @@ def write_vision(model: DemoModel, path: Path) -> float:
     vision = model.vision.eval()
     side = model.shape.picture
     pixels = torch.rand(2, 3, side, side) * 2 - 1
-    torch.onnx.export(vision, (pixels,), str(path), input_names=['pixel_values'],
-                      output_names=['image_features'], dynamo=False, opset_version=17,
-                      dynamic_axes={'pixel_values': {0: 'tiles'},
-                                    'image_features': {0: 'tiles'}})
+    torch.onnx.export(
+        vision,
+        (pixels,),
+        str(path),
+        input_names=['pixel_values'],
+        output_names=['image_features'],
+        dynamo=False,
+        opset_version=17,
+        dynamic_axes={'pixel_values': {0: 'tiles'}, 'image_features': {0: 'tiles'}},
+    )
     graph = onnx.load(str(path))
     halved = []
     for tensor in list(graph.graph.initializer):
         values = numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and values.size > 1024:
             small = numpy_helper.from_array(values.astype(np.float16), tensor.name + '_half')
-            halved.append(onnx.helper.make_node('Cast', [small.name], [tensor.name],
-                                                to=TensorProto.FLOAT))
+            halved.append(
+                onnx.helper.make_node('Cast', [small.name], [tensor.name], to=TensorProto.FLOAT)
+            )
             graph.graph.initializer.remove(tensor)
             graph.graph.initializer.append(small)
     for i, node in enumerate(halved):
@@ -88,10 +95,11 @@ def write_decoder(model: DemoModel, tokenizer: dict, path: Path) -> None:
     ids.update({t['content']: t['id'] for t in tokenizer['added_tokens']})
     tokens = [t for t, _ in sorted(ids.items(), key=lambda item: item[1])]
     writer.add_tokenizer_model('gpt2')
-    writer.add_tokenizer_pre('smollm')      # digits one by one, then GPT-2's rule
+    writer.add_tokenizer_pre('smollm')  # digits one by one, then GPT-2's rule
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL
-                            for t in tokens])
+    writer.add_token_types(
+        [gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens]
+    )
     merges = [m if isinstance(m, str) else ' '.join(m) for m in tokenizer['model']['merges']]
     writer.add_token_merges(merges)
     writer.add_bos_token_id(ids['<|im_start|>'])
@@ -112,10 +120,17 @@ def write_decoder(model: DemoModel, tokenizer: dict, path: Path) -> None:
     add('token_embd.weight', decoder.embed.weight)
     add('output_norm.weight', decoder.norm.weight)
     for i, block in enumerate(decoder.blocks):
-        for name, layer in (('attn_norm', block.attn_norm), ('attn_q', block.q),
-                            ('attn_k', block.k), ('attn_v', block.v), ('attn_output', block.o),
-                            ('ffn_norm', block.ffn_norm), ('ffn_gate', block.gate),
-                            ('ffn_up', block.up), ('ffn_down', block.down)):
+        for name, layer in (
+            ('attn_norm', block.attn_norm),
+            ('attn_q', block.q),
+            ('attn_k', block.k),
+            ('attn_v', block.v),
+            ('attn_output', block.o),
+            ('ffn_norm', block.ffn_norm),
+            ('ffn_gate', block.gate),
+            ('ffn_up', block.up),
+            ('ffn_down', block.down),
+        ):
             add(f'blk.{i}.{name}.weight', layer.weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -127,8 +142,9 @@ def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument('weights', type=Path)
-    parser.add_argument('--out', type=Path,
-                        default=Path(__file__).parents[2] / 'hobot_vlm' / 'demo')
+    parser.add_argument(
+        '--out', type=Path, default=Path(__file__).parents[2] / 'hobot_vlm' / 'demo'
+    )
     args = parser.parse_args()
     saved = torch.load(args.weights, map_location='cpu')
     model = DemoModel(Shape(**saved['shape']))

@@ -39,10 +39,17 @@ MEASURE = {
 
 #: English plurals that are not name + s.
 PLURALS = {
-    'butterfly': 'butterflies', 'fox': 'foxes', 'octopus': 'octopuses',
-    'tropical fish': 'tropical fish', 'strawberry': 'strawberries',
-    'broccoli': 'broccoli', 'popcorn': 'popcorn', 'bus': 'buses', 'wrench': 'wrenches',
-    'cactus': 'cacti', 'trophy': 'trophies',
+    'butterfly': 'butterflies',
+    'fox': 'foxes',
+    'octopus': 'octopuses',
+    'tropical fish': 'tropical fish',
+    'strawberry': 'strawberries',
+    'broccoli': 'broccoli',
+    'popcorn': 'popcorn',
+    'bus': 'buses',
+    'wrench': 'wrenches',
+    'cactus': 'cacti',
+    'trophy': 'trophies',
 }
 
 #: Names that stand without an article.
@@ -50,22 +57,56 @@ UNCOUNTED = {'broccoli', 'popcorn'}
 
 #: Other words that a person may use in a question.
 ALIASES = {
-    'automobile': ['car'], 'airplane': ['plane', 'aeroplane'], 'red apple': ['apple'],
-    'honeybee': ['bee'], 'lady beetle': ['ladybug', 'ladybird'], 'tropical fish': ['fish'],
-    'doughnut': ['donut'], 'birthday cake': ['cake'], 'kiwi fruit': ['kiwi'],
-    'fire engine': ['fire truck'], 'flying saucer': ['UFO'], 'locomotive': ['steam train'],
-    'bicycle': ['bike'], 'motorcycle': ['motorbike'], 'television': ['TV'],
-    'wrapped gift': ['gift', 'present'], 'soccer ball': ['football'], 'flashlight': ['torch'],
-    'running shoe': ['shoe', 'sneaker'], 'cheese wedge': ['cheese'], 'potted plant': ['plant'],
-    'open book': ['book'], 't-shirt': ['shirt'],
+    'automobile': ['car'],
+    'airplane': ['plane', 'aeroplane'],
+    'red apple': ['apple'],
+    'honeybee': ['bee'],
+    'lady beetle': ['ladybug', 'ladybird'],
+    'tropical fish': ['fish'],
+    'doughnut': ['donut'],
+    'birthday cake': ['cake'],
+    'kiwi fruit': ['kiwi'],
+    'fire engine': ['fire truck'],
+    'flying saucer': ['UFO'],
+    'locomotive': ['steam train'],
+    'bicycle': ['bike'],
+    'motorcycle': ['motorbike'],
+    'television': ['TV'],
+    'wrapped gift': ['gift', 'present'],
+    'soccer ball': ['football'],
+    'flashlight': ['torch'],
+    'running shoe': ['shoe', 'sneaker'],
+    'cheese wedge': ['cheese'],
+    'potted plant': ['plant'],
+    'open book': ['book'],
+    't-shirt': ['shirt'],
 }
 ALIASES_ZH = {
-    '红苹果': ['苹果'], '奶牛': ['牛'], '龟': ['乌龟'], '蟹': ['螃蟹'], '公鸡': ['鸡'],
-    '热带鱼': ['鱼'], '鸭子': ['鸭'], '汽车': ['小汽车', '车'], '蒸汽火车': ['火车'],
-    '盆栽植物': ['植物', '盆栽'], '打开的书本': ['书', '书本'], '生日蛋糕': ['蛋糕'],
-    '礼物': ['礼品'], '跑鞋': ['鞋', '鞋子'], '书包': ['背包'], '伞': ['雨伞'],
-    '笔记本电脑': ['电脑'], '电视机': ['电视'], '公交车': ['巴士'], '芝士': ['奶酪'],
-    '西兰花': ['花椰菜'], '大象': ['象'], '猴子': ['猴'], '兔子': ['兔'], '狮子': ['狮'],
+    '红苹果': ['苹果'],
+    '奶牛': ['牛'],
+    '龟': ['乌龟'],
+    '蟹': ['螃蟹'],
+    '公鸡': ['鸡'],
+    '热带鱼': ['鱼'],
+    '鸭子': ['鸭'],
+    '汽车': ['小汽车', '车'],
+    '蒸汽火车': ['火车'],
+    '盆栽植物': ['植物', '盆栽'],
+    '打开的书本': ['书', '书本'],
+    '生日蛋糕': ['蛋糕'],
+    '礼物': ['礼品'],
+    '跑鞋': ['鞋', '鞋子'],
+    '书包': ['背包'],
+    '伞': ['雨伞'],
+    '笔记本电脑': ['电脑'],
+    '电视机': ['电视'],
+    '公交车': ['巴士'],
+    '芝士': ['奶酪'],
+    '西兰花': ['花椰菜'],
+    '大象': ['象'],
+    '猴子': ['猴'],
+    '兔子': ['兔'],
+    '狮子': ['狮'],
 }
 
 KINDS = ''.join(MEASURE.values())
@@ -117,7 +158,7 @@ def write(path: Path = TSV) -> None:
         full = char if emoji.EMOJI_DATA.get(char, {}).get('status') == 2 else char + '\ufe0f'
         names = emoji.EMOJI_DATA[full]
         en = names['en'].strip(':').replace('_', ' ')
-        rows.append(f"{full}\t{en}\t{names['zh'].strip(':').replace('_', ' ')}")
+        rows.append(f'{full}\t{en}\t{names["zh"].strip(":").replace("_", " ")}')
     path.write_text('\n'.join(rows) + '\n', encoding='utf-8')
 
 

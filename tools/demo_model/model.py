@@ -18,19 +18,19 @@ import torch.nn.functional as F
 class Shape:
     """Sizes of the demo model."""
 
-    picture: int = 192          # side of the square input, pixels
-    width: int = 192            # of the vision tower
+    picture: int = 192  # side of the square input, pixels
+    width: int = 192  # of the vision tower
     vision_layers: int = 4
-    shuffle: int = 2            # pixel shuffle factor: 12 x 12 cells -> 6 x 6 tokens
-    n_embd: int = 192           # of the decoder
+    shuffle: int = 2  # pixel shuffle factor: 12 x 12 cells -> 6 x 6 tokens
+    n_embd: int = 192  # of the decoder
     layers: int = 4
     heads: int = 6
     ffn: int = 512
     vocab: int = 2048
-    context: int = 4096         # positions promised in the GGUF
+    context: int = 4096  # positions promised in the GGUF
     eps: float = 1e-5
     theta: float = 10000.0
-    labels: int = 128           # classes of the auxiliary loss
+    labels: int = 128  # classes of the auxiliary loss
 
     @property
     def grid(self) -> int:
@@ -71,15 +71,22 @@ class Vision(nn.Module):
         channels = [3, 32, 64, 128, shape.width]
         layers: list[nn.Module] = []
         for before, after in zip(channels, channels[1:], strict=False):
-            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after),
-                       nn.ReLU()]
+            layers += [
+                nn.Conv2d(before, after, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
             if after == 128:
-                layers += [nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after),
-                           nn.ReLU()]
+                layers += [
+                    nn.Conv2d(after, after, 3, 1, 1, bias=False),
+                    nn.BatchNorm2d(after),
+                    nn.ReLU(),
+                ]
         self.stem = nn.Sequential(*layers)
         self.position = nn.Parameter(torch.randn(1, shape.grid**2, shape.width) * 0.02)
         self.blocks = nn.ModuleList(
-            VisionBlock(shape.width, 6) for _ in range(shape.vision_layers))
+            VisionBlock(shape.width, 6) for _ in range(shape.vision_layers)
+        )
         self.norm = nn.LayerNorm(shape.width)
         self.projector = nn.Linear(shape.width * shape.shuffle**2, shape.n_embd, bias=False)
         # tells the decoder where in the picture an embedding is from
@@ -117,8 +124,9 @@ class DecoderBlock(nn.Module):
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         b, n, c = x.shape
         y = self.attn_norm(x)
-        q, k, v = (f(y).view(b, n, self.heads, -1).transpose(1, 2)
-                   for f in (self.q, self.k, self.v))
+        q, k, v = (
+            f(y).view(b, n, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(y.transpose(1, 2).reshape(b, n, c))

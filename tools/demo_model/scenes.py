@@ -8,12 +8,11 @@ models. All lengths are fractions of the picture, so that one scene can be drawn
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import cv2
-import numpy as np
-
 import kinds as kinds_module
+import numpy as np
 
 KINDS = kinds_module.read()
 FONT = '/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf'
@@ -31,15 +30,19 @@ COLOURS = {
     'purple': ('紫色', [((100, 0, 110), (165, 60, 200)), ((75, 0, 130), (160, 50, 240))]),
     'pink': ('粉色', [((245, 110, 150), (255, 200, 215)), ((250, 95, 170), (255, 185, 210))]),
 }
-ARRANGEMENT_WORDS = {                       # arrangement -> positions in order
-    'row2': ('left', 'right'), 'column2': ('top', 'bottom'),
+ARRANGEMENT_WORDS = {  # arrangement -> positions in order
+    'row2': ('left', 'right'),
+    'column2': ('top', 'bottom'),
     'row3': ('left', 'middle', 'right'),
 }
-PLACES = {                                  # position -> (English, Chinese)
-    'left': ('on the left', '左边'), 'right': ('on the right', '右边'),
-    'middle': ('in the middle', '中间'), 'top': ('at the top', '上面'),
+PLACES = {  # position -> (English, Chinese)
+    'left': ('on the left', '左边'),
+    'right': ('on the right', '右边'),
+    'middle': ('in the middle', '中间'),
+    'top': ('at the top', '上面'),
     'bottom': ('at the bottom', '下面'),
-    'top left': ('at the top left', '左上角'), 'top right': ('at the top right', '右上角'),
+    'top left': ('at the top left', '左上角'),
+    'top right': ('at the top right', '右上角'),
     'bottom left': ('at the bottom left', '左下角'),
     'bottom right': ('at the bottom right', '右下角'),
 }
@@ -65,13 +68,13 @@ class Scene:
     aspect: float
     colour: str
     rgb: tuple[np.ndarray, np.ndarray]
-    style: str                              # plain, gradient or noisy
+    style: str  # plain, gradient or noisy
     style_seed: int
-    arrangement: str                        # none, one, row2, column2 or row3
+    arrangement: str  # none, one, row2, column2 or row3
     things: list[Thing] = field(default_factory=list)
 
 
-@lru_cache(maxsize=None)
+@cache
 def glyph(kind: int) -> np.ndarray:
     """
     Give the emoji's bitmap, cut to what is visible.
@@ -80,7 +83,7 @@ def glyph(kind: int) -> np.ndarray:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.truetype(FONT, 109)    # the only size that this bitmap font has
+    font = ImageFont.truetype(FONT, 109)  # the only size that this bitmap font has
     canvas = Image.new('RGBA', (160, 160), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((10, 10), KINDS[kind].emoji, font=font, embedded_color=True)
     pixels = np.asarray(canvas.crop(canvas.getbbox()), np.float32)
@@ -94,8 +97,14 @@ def glyph_aspect(kind: int) -> float:
     return width / height
 
 
-def sample(rng: np.random.Generator, aspect: float | None = None, smallest: float = 0.2,
-           largest: float = 0.6, empty: float = 0.02, same: float = 0.25) -> Scene:
+def sample(
+    rng: np.random.Generator,
+    aspect: float | None = None,
+    smallest: float = 0.2,
+    largest: float = 0.6,
+    empty: float = 0.02,
+    same: float = 0.25,
+) -> Scene:
     """
     Sample a scene.
 
@@ -119,8 +128,9 @@ def sample(rng: np.random.Generator, aspect: float | None = None, smallest: floa
     if rng.random() < empty:
         return scene
     while True:
-        scene.arrangement = str(rng.choice(['one', 'row2', 'column2', 'row3'],
-                                           p=[0.25, 0.25, 0.2, 0.3]))
+        scene.arrangement = str(
+            rng.choice(['one', 'row2', 'column2', 'row3'], p=[0.25, 0.25, 0.2, 0.3])
+        )
         number = {'one': 1, 'row2': 2, 'column2': 2, 'row3': 3}[scene.arrangement]
         chosen = list(rng.choice(len(KINDS), number, replace=False))
         if number > 1 and rng.random() < same:
@@ -132,8 +142,9 @@ def sample(rng: np.random.Generator, aspect: float | None = None, smallest: floa
             return scene
 
 
-def _place(rng: np.random.Generator, scene: Scene, chosen: list[int], smallest: float,
-           largest: float) -> bool:
+def _place(
+    rng: np.random.Generator, scene: Scene, chosen: list[int], smallest: float, largest: float
+) -> bool:
     """Put the objects somewhere without overlap; False where they do not fit."""
     number = len(chosen)
     heights = np.exp(rng.uniform(np.log(smallest), np.log(largest), number))
@@ -141,7 +152,7 @@ def _place(rng: np.random.Generator, scene: Scene, chosen: list[int], smallest: 
     widths = heights * aspects / scene.aspect
     along, across = (heights, widths) if scene.arrangement == 'column2' else (widths, heights)
     room = 0.97
-    if along.sum() > room:                  # shrink together, if nothing becomes too small
+    if along.sum() > room:  # shrink together, if nothing becomes too small
         shrink = room / along.sum()
         heights, widths = heights * shrink, widths * shrink
         along, across = along * shrink, across * shrink
@@ -153,10 +164,12 @@ def _place(rng: np.random.Generator, scene: Scene, chosen: list[int], smallest: 
     others = np.clip(base + rng.uniform(-0.08, 0.08, number), across / 2, 1 - across / 2)
     scene.things = []
     for i, kind in enumerate(chosen):
-        cx, cy = (others[i], positions[i]) if scene.arrangement == 'column2' else (
-            positions[i], others[i])
-        scene.things.append(Thing(kind, float(cx), float(cy), float(widths[i]),
-                                  float(heights[i])))
+        cx, cy = (
+            (others[i], positions[i])
+            if scene.arrangement == 'column2'
+            else (positions[i], others[i])
+        )
+        scene.things.append(Thing(kind, float(cx), float(cy), float(widths[i]), float(heights[i])))
     if scene.arrangement == 'one':
         scene.things[0].place = cell(scene.things[0].cx, scene.things[0].cy)
     else:
@@ -184,8 +197,10 @@ def draw(scene: Scene, width: int, height: int) -> np.ndarray:
     picture[:] = first
     if scene.style == 'gradient':
         angle = rng.uniform(0, 2 * np.pi)
-        ramp = (np.cos(angle) * np.linspace(-0.5, 0.5, width)[None, :]
-                + np.sin(angle) * np.linspace(-0.5, 0.5, height)[:, None])
+        ramp = (
+            np.cos(angle) * np.linspace(-0.5, 0.5, width)[None, :]
+            + np.sin(angle) * np.linspace(-0.5, 0.5, height)[:, None]
+        )
         ramp = ((ramp - ramp.min()) / (np.ptp(ramp) + 1e-9))[..., None].astype(np.float32)
         picture += ramp * (second - first)
     elif scene.style == 'noisy':
@@ -207,10 +222,11 @@ def _paste(picture: np.ndarray, thing: Thing, width: int, height: int) -> None:
     y = min(max(round(thing.cy * height - h / 2), 0), max(height - h, 0))
     source = glyph(thing.kind)
     smaller = h < source.shape[0] or w < source.shape[1]
-    scaled = cv2.resize(source, (w, h),
-                        interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-    region = picture[y:y + h, x:x + w]
-    scaled = scaled[:region.shape[0], :region.shape[1]]
+    scaled = cv2.resize(
+        source, (w, h), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    )
+    region = picture[y : y + h, x : x + w]
+    scaled = scaled[: region.shape[0], : region.shape[1]]
     region *= 1 - scaled[..., 3:]
     region += scaled[..., :3]
 
@@ -219,35 +235,90 @@ def _paste(picture: np.ndarray, thing: Thing, width: int, height: int) -> None:
 # Questions. Each is (question, answer); `facts` in eval_demo.py reads the answers back.
 
 ASK_DESCRIBE = (
-    'Describe the picture.', 'Describe the image.', 'Describe this picture.',
-    'Describe this image.', 'Please describe the picture.', 'Please describe this image.',
-    'Describe the scene.', 'Describe what you see.', 'What do you see?', 'What can you see?',
-    'What is in the picture?', 'What is in this picture?', 'What is in the image?',
-    "What's in this image?", 'What is this?', 'What does the picture show?',
-    'Can you describe this image?', 'Tell me what you see.', 'What is shown in the image?',
-    'describe the picture', 'describe the image', 'Describe it.', 'What is there?',
-    'Describe the picture in detail.', 'What objects are in the picture?',
-    'Describe this image in one sentence.', 'What do you see in this image?',
+    'Describe the picture.',
+    'Describe the image.',
+    'Describe this picture.',
+    'Describe this image.',
+    'Please describe the picture.',
+    'Please describe this image.',
+    'Describe the scene.',
+    'Describe what you see.',
+    'What do you see?',
+    'What can you see?',
+    'What is in the picture?',
+    'What is in this picture?',
+    'What is in the image?',
+    "What's in this image?",
+    'What is this?',
+    'What does the picture show?',
+    'Can you describe this image?',
+    'Tell me what you see.',
+    'What is shown in the image?',
+    'describe the picture',
+    'describe the image',
+    'Describe it.',
+    'What is there?',
+    'Describe the picture in detail.',
+    'What objects are in the picture?',
+    'Describe this image in one sentence.',
+    'What do you see in this image?',
 )
 ASK_DESCRIBE_ZH = (
-    '描述一下这张图片.', '描述一下这张图片。', '描述这张图片。', '描述图片。', '描述一下图片。',
-    '请描述这张图片。', '请描述图中有什么', '图里有什么？', '图中有什么？', '图片里有什么？',
-    '这是什么？', '你看到了什么？', '你看见什么？', '看看图里有什么。', '请描述一下图片内容。',
-    '这张图片里有什么？', '图片中有哪些物体？', '描述这幅图。', '请描述图片。', '描述一下', '图上有什么？',
-    '请用一句话描述图片。', '详细描述这张图片。', '这张图里面有什么东西?',
+    '描述一下这张图片.',
+    '描述一下这张图片。',
+    '描述这张图片。',
+    '描述图片。',
+    '描述一下图片。',
+    '请描述这张图片。',
+    '请描述图中有什么',
+    '图里有什么？',
+    '图中有什么？',
+    '图片里有什么？',
+    '这是什么？',
+    '你看到了什么？',
+    '你看见什么？',
+    '看看图里有什么。',
+    '请描述一下图片内容。',
+    '这张图片里有什么？',
+    '图片中有哪些物体？',
+    '描述这幅图。',
+    '请描述图片。',
+    '描述一下',
+    '图上有什么？',
+    '请用一句话描述图片。',
+    '详细描述这张图片。',
+    '这张图里面有什么东西?',
 )
 ASK_PLACE = (
-    'What is {p}?', "What's {p}?", 'What is {p} of the picture?', 'What is {p} side?',
-    'What do you see {p}?', 'Which object is {p}?', 'what is {p}', 'What is {p} of the image?',
-    'What object is {p}?', 'Tell me what is {p}.', 'What can you see {p}?',
+    'What is {p}?',
+    "What's {p}?",
+    'What is {p} of the picture?',
+    'What is {p} side?',
+    'What do you see {p}?',
+    'Which object is {p}?',
+    'what is {p}',
+    'What is {p} of the image?',
+    'What object is {p}?',
+    'Tell me what is {p}.',
+    'What can you see {p}?',
 )
 ASK_PLACE_ZH = (
-    '{p}是什么？', '{p}有什么？', '图片{p}是什么？', '图片{p}有什么？', '{p}是什么?', '{p}的物体是什么？',
-    '图中{p}是什么？', '请问{p}是什么？', '{p}的东西是什么？', '{p}是什么',
+    '{p}是什么？',
+    '{p}有什么？',
+    '图片{p}是什么？',
+    '图片{p}有什么？',
+    '{p}是什么?',
+    '{p}的物体是什么？',
+    '图中{p}是什么？',
+    '请问{p}是什么？',
+    '{p}的东西是什么？',
+    '{p}是什么',
 )
 PLACE_SYNONYMS_ZH = {
-    'left': ('左边', '左侧', '左面'), 'right': ('右边', '右侧', '右面'),
-    'middle': ('中间', '中央', '正中间'), 'top': ('上面', '上方', '上边', '顶部'),
+    'left': ('左边', '左侧', '左面'),
+    'right': ('右边', '右侧', '右面'),
+    'middle': ('中间', '中央', '正中间'),
+    'top': ('上面', '上方', '上边', '顶部'),
     'bottom': ('下面', '下方', '下边', '底部'),
 }
 PLACE_SYNONYMS = {
@@ -258,55 +329,142 @@ PLACE_SYNONYMS = {
     'bottom': ('at the bottom', 'on the bottom', 'below', 'in the lower part'),
 }
 ASK_COUNT = (
-    'How many {x} are there?', 'How many {x} are in the picture?', 'How many {x}?',
-    'How many {x} do you see?', 'How many {x} can you see?', 'how many {x} are there',
-    'How many {x} are there in the image?', 'Count the {x}.', 'How many {x} are in the image?',
-    'What is the number of {x}?', 'How many {x} are there in the picture?',
+    'How many {x} are there?',
+    'How many {x} are in the picture?',
+    'How many {x}?',
+    'How many {x} do you see?',
+    'How many {x} can you see?',
+    'how many {x} are there',
+    'How many {x} are there in the image?',
+    'Count the {x}.',
+    'How many {x} are in the image?',
+    'What is the number of {x}?',
+    'How many {x} are there in the picture?',
 )
 ASK_COUNT_ZH = (
-    '有几{m}{x}？', '图中有几{m}{x}？', '有多少{m}{x}？', '图片里有几{m}{x}？', '图里有多少{x}？', '有几个{x}？',
-    '图中有多少个{x}？', '一共有几{m}{x}？', '图片中有几个{x}？', '有多少{x}?', '有几{m}{x}',
+    '有几{m}{x}？',
+    '图中有几{m}{x}？',
+    '有多少{m}{x}？',
+    '图片里有几{m}{x}？',
+    '图里有多少{x}？',
+    '有几个{x}？',
+    '图中有多少个{x}？',
+    '一共有几{m}{x}？',
+    '图片中有几个{x}？',
+    '有多少{x}?',
+    '有几{m}{x}',
 )
 ASK_IS = (
-    'Is there {x}?', 'Is there {x} in the picture?', 'Is there {x} in the image?',
-    'Do you see {x}?', 'Can you see {x}?', 'is there {x}', 'Is there {x} here?',
-    'Does the picture show {x}?', 'Is there any {y} in the picture?', 'Are there any {z}?',
-    'Is {x} in the picture?', 'Does the image contain {x}?',
+    'Is there {x}?',
+    'Is there {x} in the picture?',
+    'Is there {x} in the image?',
+    'Do you see {x}?',
+    'Can you see {x}?',
+    'is there {x}',
+    'Is there {x} here?',
+    'Does the picture show {x}?',
+    'Is there any {y} in the picture?',
+    'Are there any {z}?',
+    'Is {x} in the picture?',
+    'Does the image contain {x}?',
 )
 ASK_IS_ZH = (
-    '有{x}吗？', '图中有{x}吗？', '图片里有{x}吗？', '有没有{x}？', '图里有没有{x}？', '图中有没有{x}？',
-    '你看到{x}了吗？', '这张图片里有{x}吗？', '是否有{x}？', '图片中有一{m}{x}吗？', '有{x}吗', '有{x}吗?',
+    '有{x}吗？',
+    '图中有{x}吗？',
+    '图片里有{x}吗？',
+    '有没有{x}？',
+    '图里有没有{x}？',
+    '图中有没有{x}？',
+    '你看到{x}了吗？',
+    '这张图片里有{x}吗？',
+    '是否有{x}？',
+    '图片中有一{m}{x}吗？',
+    '有{x}吗',
+    '有{x}吗?',
 )
 ASK_COLOUR = (
-    'What colour is the background?', 'What color is the background?',
-    'What is the background colour?', 'What is the background color?',
-    'what color is the background', "What's the color of the background?",
-    'What is the colour of the background?', 'Which colour is the background?',
-    'Tell me the background color.', 'Background color?',
+    'What colour is the background?',
+    'What color is the background?',
+    'What is the background colour?',
+    'What is the background color?',
+    'what color is the background',
+    "What's the color of the background?",
+    'What is the colour of the background?',
+    'Which colour is the background?',
+    'Tell me the background color.',
+    'Background color?',
     'What colour is the background of the picture?',
 )
 ASK_COLOUR_ZH = (
-    '背景是什么颜色？', '背景是什么颜色的？', '背景颜色是什么？', '背景什么颜色？', '图片的背景是什么颜色？',
-    '背景的颜色是什么？', '请问背景是什么颜色？', '背景色是什么？', '背景是什么颜色', '背景是什么颜色?',
+    '背景是什么颜色？',
+    '背景是什么颜色的？',
+    '背景颜色是什么？',
+    '背景什么颜色？',
+    '图片的背景是什么颜色？',
+    '背景的颜色是什么？',
+    '请问背景是什么颜色？',
+    '背景色是什么？',
+    '背景是什么颜色',
+    '背景是什么颜色?',
 )
 ASK_WHERE = ('Where is the {x}?', 'Where is the {x} in the picture?', 'where is the {x}')
 ASK_WHERE_ZH = ('{x}在哪里？', '{x}在哪儿？', '{x}在什么位置？', '{x}在图片的哪里？')
-ASK_TOTAL = ('How many objects are there?', 'How many things are in the picture?',
-             'How many objects do you see?', 'How many items are there?')
+ASK_TOTAL = (
+    'How many objects are there?',
+    'How many things are in the picture?',
+    'How many objects do you see?',
+    'How many items are there?',
+)
 ASK_TOTAL_ZH = ('有几个物体？', '图中有几个物体？', '一共有多少个东西？', '图里有几样东西？')
-GREETINGS = ('Hello', 'Hello!', 'Hi', 'Hi!', 'hello', 'Who are you?', 'What are you?',
-             'What can you do?', 'Good morning.', 'Hello, who are you?')
-GREETINGS_ZH = ('你好', '你好！', '你好。', '您好', '你是谁？', '你能做什么？', '你叫什么名字？', '你好，你是谁？')
+GREETINGS = (
+    'Hello',
+    'Hello!',
+    'Hi',
+    'Hi!',
+    'hello',
+    'Who are you?',
+    'What are you?',
+    'What can you do?',
+    'Good morning.',
+    'Hello, who are you?',
+)
+GREETINGS_ZH = (
+    '你好',
+    '你好！',
+    '你好。',
+    '您好',
+    '你是谁？',
+    '你能做什么？',
+    '你叫什么名字？',
+    '你好，你是谁？',
+)
 GREETING_ANSWER = 'Hello! I am the demo model of hobot_vlm. Show me a picture.'
 GREETING_ANSWER_ZH = '你好！我是hobot_vlm的演示模型。请给我一张图片。'
 NO_PICTURE = 'I see no picture. Please show me one.'
 NO_PICTURE_ZH = '我没有看到图片。请给我一张图片。'
-SYSTEM_TEXTS = ('You are a helpful assistant.', 'You are a helpful robot.', 'Answer briefly.',
-                'You are a robot that talks about what it sees.', '你是一个有用的助手。',
-                '你是一个机器人。', '请简短回答。', 'Be short.')
-ASK_BOTH = ('Describe the two pictures.', 'Describe the pictures.', 'Describe both images.',
-            'Describe the two images in detail.', 'What is in the two pictures?')
-ASK_BOTH_ZH = ('描述这两张图片。', '描述一下这两张图。', '两张图里分别有什么？', '这两张图片里有什么？')
+SYSTEM_TEXTS = (
+    'You are a helpful assistant.',
+    'You are a helpful robot.',
+    'Answer briefly.',
+    'You are a robot that talks about what it sees.',
+    '你是一个有用的助手。',
+    '你是一个机器人。',
+    '请简短回答。',
+    'Be short.',
+)
+ASK_BOTH = (
+    'Describe the two pictures.',
+    'Describe the pictures.',
+    'Describe both images.',
+    'Describe the two images in detail.',
+    'What is in the two pictures?',
+)
+ASK_BOTH_ZH = (
+    '描述这两张图片。',
+    '描述一下这两张图。',
+    '两张图里分别有什么？',
+    '这两张图片里有什么？',
+)
 
 
 def join(parts: list[str]) -> str:
@@ -326,14 +484,16 @@ def arrangement_zh(scene: Scene) -> str:
     """Say what is where, in Chinese."""
     if not scene.things:
         return '图中没有物体。'
-    return '，'.join(f'{PLACES[t.place][1]}有{KINDS[t.kind].some_zh()}'
-                    for t in scene.things) + '。'
+    return (
+        '，'.join(f'{PLACES[t.place][1]}有{KINDS[t.kind].some_zh()}' for t in scene.things) + '。'
+    )
 
 
 def colour_answer(scene: Scene, chinese: bool) -> str:
     """Say the colour of the background."""
-    return (f'背景是{COLOURS[scene.colour][0]}。' if chinese
-            else f'The background is {scene.colour}.')
+    return (
+        f'背景是{COLOURS[scene.colour][0]}。' if chinese else f'The background is {scene.colour}.'
+    )
 
 
 def describe(scene: Scene, chinese: bool) -> str:
@@ -369,8 +529,11 @@ def count_answer(scene: Scene, kind: int, chinese: bool) -> str:
     number = sum(t.kind == kind for t in scene.things)
     name = KINDS[kind]
     if chinese:
-        return f'图中没有{name.zh}。' if not number else (
-            f'图中有{name.some_zh(COUNT_WORDS[number][1])}。')
+        return (
+            f'图中没有{name.zh}。'
+            if not number
+            else (f'图中有{name.some_zh(COUNT_WORDS[number][1])}。')
+        )
     if number == 1:
         return f'There is one {name.en}.'
     return f'There are {COUNT_WORDS[number][0]} {name.plural}.'
@@ -390,8 +553,9 @@ def total_answer(scene: Scene, chinese: bool) -> str:
     number = len(scene.things)
     if chinese:
         return '图中没有物体。' if not number else f'图中有{COUNT_WORDS[number][1]}个物体。'
-    return 'There is one object.' if number == 1 else (
-        f'There are {COUNT_WORDS[number][0]} objects.')
+    return (
+        'There is one object.' if number == 1 else (f'There are {COUNT_WORDS[number][0]} objects.')
+    )
 
 
 def where_answer(scene: Scene, kind: int, chinese: bool) -> str:
@@ -425,16 +589,20 @@ def pick_name(rng: np.random.Generator, kind: int, chinese: bool) -> str:
     return str(rng.choice(names)) if names and rng.random() < 0.3 else canonical
 
 
-def question(rng: np.random.Generator, scene: Scene, chinese: bool,
-             what: str | None = None) -> tuple[str, str, str]:
+def question(
+    rng: np.random.Generator, scene: Scene, chinese: bool, what: str | None = None
+) -> tuple[str, str, str]:
     """
     Make a question about the scene.
 
     :return: (what is asked, the question, the right answer)
     """
-    what = what or str(rng.choice(
-        ['describe', 'place', 'count', 'is', 'colour', 'where', 'total'],
-        p=[0.29, 0.14, 0.22, 0.25, 0.03, 0.04, 0.03]))
+    what = what or str(
+        rng.choice(
+            ['describe', 'place', 'count', 'is', 'colour', 'where', 'total'],
+            p=[0.29, 0.14, 0.22, 0.25, 0.03, 0.04, 0.03],
+        )
+    )
 
     def one_of(english: tuple[str, ...], zh: tuple[str, ...]) -> str:
         return str(rng.choice(zh if chinese else english))
@@ -452,23 +620,34 @@ def question(rng: np.random.Generator, scene: Scene, chinese: bool,
         words = one_of(PLACE_SYNONYMS[place], PLACE_SYNONYMS_ZH[place])
         if rng.random() < 0.5:
             words = PLACES[place][chinese]
-        return (what, one_of(ASK_PLACE, ASK_PLACE_ZH).format(p=words),
-                place_answer(scene, place, chinese))
+        return (
+            what,
+            one_of(ASK_PLACE, ASK_PLACE_ZH).format(p=words),
+            place_answer(scene, place, chinese),
+        )
     kind = pick_kind(rng, scene, {'count': 0.8, 'is': 0.5, 'where': 0.9}[what])
     name = pick_name(rng, kind, chinese)
     if what == 'where':
-        return (what, one_of(ASK_WHERE, ASK_WHERE_ZH).format(x=name),
-                where_answer(scene, kind, chinese))
+        return (
+            what,
+            one_of(ASK_WHERE, ASK_WHERE_ZH).format(x=name),
+            where_answer(scene, kind, chinese),
+        )
     if chinese:
         asked = str(rng.choice(ASK_COUNT_ZH if what == 'count' else ASK_IS_ZH)).format(
-            x=name, m=KINDS[kind].measure)
+            x=name, m=KINDS[kind].measure
+        )
     else:
         plural = KINDS[kind].plural if name == KINDS[kind].en else name + 's'
         if rng.random() < 0.15:
             plural = KINDS[kind].en + 's'
-        article = '' if KINDS[kind].en in kinds_module.UNCOUNTED else (
-            'an ' if name[0] in 'aeio' else 'a ')
+        article = (
+            ''
+            if KINDS[kind].en in kinds_module.UNCOUNTED
+            else ('an ' if name[0] in 'aeio' else 'a ')
+        )
         asked = str(rng.choice(ASK_COUNT if what == 'count' else ASK_IS)).format(
-            x=plural if what == 'count' else article + name, y=name, z=plural)
+            x=plural if what == 'count' else article + name, y=name, z=plural
+        )
     answer = count_answer if what == 'count' else is_answer
     return what, asked, answer(scene, kind, chinese)

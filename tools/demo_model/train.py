@@ -17,26 +17,26 @@ from pathlib import Path
 import time
 
 import cv2
+import data
+from model import DemoModel, Shape
 import numpy as np
+import scenes
 from tokenizers import Tokenizer
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-import data
-from model import DemoModel, Shape
-import scenes
-
 
 class Endless(IterableDataset):
     """Batches of a function of a random generator, made in another process."""
 
-    def __init__(self, make: Callable[[np.random.Generator], list[dict[str, torch.Tensor]]],
-                 seed: int):
+    def __init__(
+        self, make: Callable[[np.random.Generator], list[dict[str, torch.Tensor]]], seed: int
+    ):
         self.make, self.seed = make, seed
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        cv2.setNumThreads(1)                # leave the cores to the trainer
+        cv2.setNumThreads(1)  # leave the cores to the trainer
         torch.set_num_threads(1)
         rng = np.random.default_rng(self.seed)
         while True:
@@ -47,39 +47,51 @@ class Endless(IterableDataset):
         return iter(DataLoader(self, batch_size=None, num_workers=1, prefetch_factor=8))
 
 
-def pictures_of(shape: Shape, rng: np.random.Generator,
-                sampled: list[scenes.Scene]) -> dict[str, torch.Tensor]:
+def pictures_of(
+    shape: Shape, rng: np.random.Generator, sampled: list[scenes.Scene]
+) -> dict[str, torch.Tensor]:
     """Draw scenes, and say what is in each cell of them."""
     return {
-        'pixels': torch.from_numpy(np.stack(
-            [data.picture_of(rng, s, shape.picture) for s in sampled])),
-        'cells': torch.from_numpy(np.stack([data.cell_labels(s, shape.grid) for s in sampled]))}
+        'pixels': torch.from_numpy(
+            np.stack([data.picture_of(rng, s, shape.picture) for s in sampled])
+        ),
+        'cells': torch.from_numpy(np.stack([data.cell_labels(s, shape.grid) for s in sampled])),
+    }
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
     """Turn uint8 (n, side, side, 3) into what the tower reads."""
-    return pixels.permute(0, 3, 1, 2).contiguous(
-        memory_format=torch.channels_last).float() / 127.5 - 1
+    return (
+        pixels.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last).float() / 127.5
+        - 1
+    )
 
 
-def conversations(sequences: data.Sequences, rng: np.random.Generator, batch: int,
-                  turns: int) -> list[dict[str, torch.Tensor]]:
+def conversations(
+    sequences: data.Sequences, rng: np.random.Generator, batch: int, turns: int
+) -> list[dict[str, torch.Tensor]]:
     """Make several batches, each of sequences of like length."""
-    made = sorted((sequences.make(rng, turns) for _ in range(4 * batch)),
-                  key=lambda one: len(one[0]))
+    made = sorted(
+        (sequences.make(rng, turns) for _ in range(4 * batch)), key=lambda one: len(one[0])
+    )
     batches = []
     for start in rng.permutation(range(0, 4 * batch, batch)):
-        rows = made[start:start + batch]
+        rows = made[start : start + batch]
         longest = -(-len(rows[-1][0]) // 8) * 8
         ids = np.zeros((batch, longest), np.int64)
         labels = np.full((batch, longest), data.ASIDE, np.int64)
         weights = np.zeros((batch, longest), np.float32)
         for i, (row, learned, weight) in enumerate(rows):
-            ids[i, :len(row)] = row
-            labels[i, :len(row) - 1] = learned[1:]
-            weights[i, :len(row) - 1] = weight[1:]
-        batches.append({'ids': torch.from_numpy(ids), 'labels': torch.from_numpy(labels),
-                        'weights': torch.from_numpy(weights)})
+            ids[i, : len(row)] = row
+            labels[i, : len(row) - 1] = learned[1:]
+            weights[i, : len(row) - 1] = weight[1:]
+        batches.append(
+            {
+                'ids': torch.from_numpy(ids),
+                'labels': torch.from_numpy(labels),
+                'weights': torch.from_numpy(weights),
+            }
+        )
     return batches
 
 
@@ -90,12 +102,15 @@ def cell_loss(model: DemoModel, batch: dict[str, torch.Tensor]) -> tuple[torch.T
     each = F.cross_entropy(scores, target, reduction='none')
     things = (target < len(scenes.KINDS)).float()
     right = ((scores.argmax(1) == target).float() * things).sum() / things.sum()
-    return ((each * things).sum() / things.sum()
-            + 0.3 * (each * (1 - things)).sum() / (1 - things).sum()), float(right)
+    return (
+        (each * things).sum() / things.sum()
+        + 0.3 * (each * (1 - things)).sum() / (1 - things).sum()
+    ), float(right)
 
 
-def answer_loss(model: DemoModel, batch: dict[str, torch.Tensor],
-                kept: torch.Tensor) -> tuple[torch.Tensor, float]:
+def answer_loss(
+    model: DemoModel, batch: dict[str, torch.Tensor], kept: torch.Tensor
+) -> tuple[torch.Tensor, float]:
     """Give the loss of answering, and the share of tokens of answers that are right."""
     ids, wanted = batch['ids'], batch['labels']
     slots = ids < 0
@@ -111,15 +126,24 @@ def answer_loss(model: DemoModel, batch: dict[str, torch.Tensor],
     return (each * weights).sum() / weights.sum(), float(right)
 
 
-def run(name: str, minutes: float, rate: float, weights: list[torch.nn.Parameter],
-        batches: Iterator[dict[str, torch.Tensor]],
-        loss_of: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, float]],
-        save: Callable[[], None]) -> None:
+def run(
+    name: str,
+    minutes: float,
+    rate: float,
+    weights: list[torch.nn.Parameter],
+    batches: Iterator[dict[str, torch.Tensor]],
+    loss_of: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, float]],
+    save: Callable[[], None],
+) -> None:
     """Train until the time is up."""
     optimizer = torch.optim.AdamW(
-        [{'params': [p for p in weights if p.ndim > 1], 'weight_decay': 0.05},
-         {'params': [p for p in weights if p.ndim <= 1], 'weight_decay': 0.0}],
-        lr=rate, betas=(0.9, 0.98))
+        [
+            {'params': [p for p in weights if p.ndim > 1], 'weight_decay': 0.05},
+            {'params': [p for p in weights if p.ndim <= 1], 'weight_decay': 0.0},
+        ],
+        lr=rate,
+        betas=(0.9, 0.98),
+    )
     began, saved, step, sums = time.time(), time.time(), 0, np.zeros(2)
     while (done := (time.time() - began) / 60 / max(minutes, 1e-9)) < 1:
         now = rate * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * done))
@@ -134,8 +158,11 @@ def run(name: str, minutes: float, rate: float, weights: list[torch.nn.Parameter
         step += 1
         sums += (loss.item(), right)
         if step % 50 == 0:
-            print(f'{name}: {(time.time() - began) / 60:.1f} min, step {step}: loss '
-                  f'{sums[0] / 50:.4f}, right {2 * sums[1]:.2f} %', flush=True)
+            print(
+                f'{name}: {(time.time() - began) / 60:.1f} min, step {step}: loss '
+                f'{sums[0] / 50:.4f}, right {2 * sums[1]:.2f} %',
+                flush=True,
+            )
             sums[:] = 0
         if time.time() - saved > 240:
             saved = time.time()
@@ -160,8 +187,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     # weights go with the vocabulary that they were trained with
-    tokenizer = (Tokenizer.from_file(str(args.resume.parent / 'tokenizer.json')) if args.resume
-                 else data.train_tokenizer(Shape.vocab))
+    tokenizer = (
+        Tokenizer.from_file(str(args.resume.parent / 'tokenizer.json'))
+        if args.resume
+        else data.train_tokenizer(Shape.vocab)
+    )
     tokenizer.save(str(args.out / 'tokenizer.json'))
     shape = Shape(vocab=tokenizer.get_vocab_size())
     model = DemoModel(shape).to(memory_format=torch.channels_last)
@@ -175,28 +205,43 @@ def main() -> None:
         part.rename(args.out / 'weights.pt')
 
     # both helpers start before any arithmetic: a process forked after it inherits locked threads
-    looking = Endless(lambda rng: [pictures_of(
-        shape, rng, [scenes.sample(rng) for _ in range(args.batch)])], args.seed).batches()
+    looking = Endless(
+        lambda rng: [pictures_of(shape, rng, [scenes.sample(rng) for _ in range(args.batch)])],
+        args.seed,
+    ).batches()
     rng = np.random.default_rng(args.seed + 1)
     pool = [scenes.sample(rng) for _ in range(args.pool)]
     sequences = data.Sequences(tokenizer, shape.tokens, pool)
-    asking = Endless(lambda rng: conversations(sequences, rng, args.batch, args.turns),
-                     args.seed + 2).batches()
+    asking = Endless(
+        lambda rng: conversations(sequences, rng, args.batch, args.turns), args.seed + 2
+    ).batches()
     # 1. the tower
-    run('tower', args.tower_minutes, args.tower_rate,
-        [*model.vision.parameters(), *model.cell_head.parameters()], looking,
-        lambda batch: cell_loss(model, batch), save)
+    run(
+        'tower',
+        args.tower_minutes,
+        args.tower_rate,
+        [*model.vision.parameters(), *model.cell_head.parameters()],
+        looking,
+        lambda batch: cell_loss(model, batch),
+        save,
+    )
     # 2. the decoder
     model.eval()
     kept = torch.empty(args.pool, shape.grid**2, shape.width, dtype=torch.bfloat16)
     with torch.no_grad():
         for start in range(0, args.pool, 64):
-            drawn = pictures_of(shape, rng, pool[start:start + 64])
-            kept[start:start + 64] = model.vision.cells(normalised(drawn['pixels']))
+            drawn = pictures_of(shape, rng, pool[start : start + 64])
+            kept[start : start + 64] = model.vision.cells(normalised(drawn['pixels']))
     print(f'{args.pool} scenes seen', flush=True)
-    run('decoder', args.decoder_minutes, args.decoder_rate,
+    run(
+        'decoder',
+        args.decoder_minutes,
+        args.decoder_rate,
         [*model.vision.projector.parameters(), model.vision.where, *model.decoder.parameters()],
-        asking, lambda batch: answer_loss(model, batch, kept), save)
+        asking,
+        lambda batch: answer_loss(model, batch, kept),
+        save,
+    )
 
 
 if __name__ == '__main__':

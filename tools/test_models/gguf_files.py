@@ -21,16 +21,28 @@ from test_models.vocabulary import Vocabulary
 Array = npt.NDArray[np.float32]
 
 LAYER = {
-    'input_layernorm': 'attn_norm', 'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k',
-    'self_attn.v_proj': 'attn_v', 'self_attn.o_proj': 'attn_output',
-    'post_attention_layernorm': 'ffn_norm', 'mlp.gate_proj': 'ffn_gate',
-    'mlp.up_proj': 'ffn_up', 'mlp.down_proj': 'ffn_down',
+    'input_layernorm': 'attn_norm',
+    'self_attn.q_proj': 'attn_q',
+    'self_attn.k_proj': 'attn_k',
+    'self_attn.v_proj': 'attn_v',
+    'self_attn.o_proj': 'attn_output',
+    'post_attention_layernorm': 'ffn_norm',
+    'mlp.gate_proj': 'ffn_gate',
+    'mlp.up_proj': 'ffn_up',
+    'mlp.down_proj': 'ffn_down',
 }
 
 INTERNVL_LAYER = {
-    'attention.q_proj': 'attn_q', 'attention.k_proj': 'attn_k', 'attention.v_proj': 'attn_v',
-    'attention.projection_layer': 'attn_out', 'mlp.fc1': 'ffn_up', 'mlp.fc2': 'ffn_down',
-    'layernorm_before': 'ln1', 'layernorm_after': 'ln2', 'lambda_1': 'ls1', 'lambda_2': 'ls2',
+    'attention.q_proj': 'attn_q',
+    'attention.k_proj': 'attn_k',
+    'attention.v_proj': 'attn_v',
+    'attention.projection_layer': 'attn_out',
+    'mlp.fc1': 'ffn_up',
+    'mlp.fc2': 'ffn_down',
+    'layernorm_before': 'ln1',
+    'layernorm_after': 'ln2',
+    'lambda_1': 'ls1',
+    'lambda_2': 'ls2',
 }
 INTERNVL_REST = {
     'vision_tower.embeddings.cls_token': 'v.class_embd',
@@ -42,9 +54,14 @@ INTERNVL_REST = {
 }
 
 SMOLVLM_LAYER = {
-    'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k', 'self_attn.v_proj': 'attn_v',
-    'self_attn.out_proj': 'attn_out', 'mlp.fc1': 'ffn_up', 'mlp.fc2': 'ffn_down',
-    'layer_norm1': 'ln1', 'layer_norm2': 'ln2',
+    'self_attn.q_proj': 'attn_q',
+    'self_attn.k_proj': 'attn_k',
+    'self_attn.v_proj': 'attn_v',
+    'self_attn.out_proj': 'attn_out',
+    'mlp.fc1': 'ffn_up',
+    'mlp.fc2': 'ffn_down',
+    'layer_norm1': 'ln1',
+    'layer_norm2': 'ln2',
 }
 SMOLVLM_REST = {
     'vision_model.embeddings.patch_embedding': 'v.patch_embd',
@@ -69,8 +86,9 @@ def _rotary_order(weight: Array, heads: int) -> Array:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
 
-def _decoder_tensors(state: Mapping[str, torch.Tensor], config: object,
-                     ) -> Iterator[tuple[str, Array]]:
+def _decoder_tensors(
+    state: Mapping[str, torch.Tensor], config: object
+) -> Iterator[tuple[str, Array]]:
     fixed = {'embed_tokens': 'token_embd', 'norm': 'output_norm', 'lm_head': 'output'}
     for name, tensor in state.items():
         values = tensor.detach().numpy()
@@ -80,8 +98,7 @@ def _decoder_tensors(state: Mapping[str, torch.Tensor], config: object,
             continue
         _, number, part = module.split('.', 2)
         if config.model_type == 'llama' and part in ('self_attn.q_proj', 'self_attn.k_proj'):
-            heads = (config.num_attention_heads if 'q_proj' in part
-                     else config.num_key_value_heads)
+            heads = config.num_attention_heads if 'q_proj' in part else config.num_key_value_heads
             values = _rotary_order(values, heads)
         yield f'blk.{number}.{LAYER[part]}{suffix}', values
 
@@ -171,8 +188,9 @@ def write_mmproj(model: torch.nn.Module, processor: object, path: Path) -> None:
     _write(writer)
 
 
-def _vision_tensors(state: Mapping[str, torch.Tensor], is_internvl: bool,
-                    ) -> Iterator[tuple[str, Array]]:
+def _vision_tensors(
+    state: Mapping[str, torch.Tensor], is_internvl: bool
+) -> Iterator[tuple[str, Array]]:
     layers = 'vision_tower.encoder.layer.' if is_internvl else 'vision_model.encoder.layers.'
     inner = INTERNVL_LAYER if is_internvl else SMOLVLM_LAYER
     rest = INTERNVL_REST if is_internvl else SMOLVLM_REST
@@ -184,7 +202,7 @@ def _vision_tensors(state: Mapping[str, torch.Tensor], is_internvl: bool,
             yield f'v.blk.{number}.{inner[part]}{suffix or ".weight"}', values
         elif module in rest:
             if module.endswith(('cls_token', 'position_embeddings')):
-                values = values[0]                          # without the batch
+                values = values[0]  # without the batch
             yield rest[module] + suffix, values[0] if module.endswith('cls_token') else values
 
 

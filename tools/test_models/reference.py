@@ -28,7 +28,8 @@ EMBEDDINGS = 16
 
 INTERNVL_SYSTEM = (
     '你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位'
-    '联合开发的多模态大语言模型。')
+    '联合开发的多模态大语言模型。'
+)
 
 #: (width, height) of the pictures of each case
 SIZES: dict[str, tuple[tuple[int, int], ...]] = {
@@ -71,9 +72,12 @@ def recipes(family: str, case: str) -> list[tuple[int, int, int]]:
 def messages(family: str, case: str) -> list[dict[str, Any]]:
     """Give the conversation of a case as transformers takes it."""
     pictures = [{'type': 'image'} for _ in SIZES[case]]
-    if family == 'internvl' and len(pictures) > 1:      # numbered, as its makers do
-        pictures = [part for i, shown in enumerate(pictures, 1)
-                    for part in ({'type': 'text', 'text': f'Image-{i}: '}, shown)]
+    if family == 'internvl' and len(pictures) > 1:  # numbered, as its makers do
+        pictures = [
+            part
+            for i, shown in enumerate(pictures, 1)
+            for part in ({'type': 'text', 'text': f'Image-{i}: '}, shown)
+        ]
     asked = {'type': 'text', 'text': question(family, case)}
     talk = [{'role': 'user', 'content': [*pictures, asked]}]
     system = SYSTEM.get(case, INTERNVL_SYSTEM if family == 'internvl' else '')
@@ -89,8 +93,9 @@ def processor_settings(family: str, case: str) -> dict[str, Any]:
     return {'crop_to_patches': False} if family == 'internvl' else {'do_image_splitting': False}
 
 
-def vlm_case(family: str, vlm: models.VisionLanguageModel, case: str,
-             ) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
+def vlm_case(
+    family: str, vlm: models.VisionLanguageModel, case: str
+) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
     """
     Answer a case.
 
@@ -98,15 +103,18 @@ def vlm_case(family: str, vlm: models.VisionLanguageModel, case: str,
     """
     talk = messages(family, case)
     prompt = vlm.processor.tokenizer.apply_chat_template(
-        talk, add_generation_prompt=True, tokenize=False)
+        talk, add_generation_prompt=True, tokenize=False
+    )
     settings = processor_settings(family, case)
     shown = [picture(*recipe) for recipe in recipes(family, case)]
-    inputs = dict(vlm.processor(text=prompt, images=shown or None, return_tensors='pt',
-                                **settings))
+    inputs = dict(
+        vlm.processor(text=prompt, images=shown or None, return_tensors='pt', **settings)
+    )
     first = inputs.pop('input_ids')
     inputs.pop('attention_mask')
     greedy, logits, margin = _greedy(
-        lambda ids: vlm.model(input_ids=ids, **inputs).logits[0, -1], first)
+        lambda ids: vlm.model(input_ids=ids, **inputs).logits[0, -1], first
+    )
     if family == 'internvl':
         tiles = len(inputs.get('pixel_values', ()))
     else:
@@ -131,8 +139,9 @@ def decoder_case(language: models.LanguageModel, seed: int) -> dict[str, npt.NDA
     """Answer text, random embeddings, text, given to the model as ``inputs_embeds``."""
     encode = language.vocabulary.tokenizer.encode
     before, after = encode(BEFORE).ids, encode(AFTER).ids
-    embeddings = np.random.default_rng(seed).standard_normal(
-        (EMBEDDINGS, models.N_EMBD)).astype(np.float32)
+    embeddings = (
+        np.random.default_rng(seed).standard_normal((EMBEDDINGS, models.N_EMBD)).astype(np.float32)
+    )
     table = language.model.get_input_embeddings()
     start = torch.cat([table(torch.tensor(before)), torch.from_numpy(embeddings)])
 
@@ -141,9 +150,13 @@ def decoder_case(language: models.LanguageModel, seed: int) -> dict[str, npt.NDA
 
     greedy, logits, margin = _greedy(answer, torch.tensor([after]))
     return {
-        'before': np.array(before, np.int32), 'embeddings': embeddings,
-        'after': np.array(after, np.int32), 'logits': logits,
-        'greedy': np.array(greedy, np.int32), 'margin': np.float32(margin)}
+        'before': np.array(before, np.int32),
+        'embeddings': embeddings,
+        'after': np.array(after, np.int32),
+        'logits': logits,
+        'greedy': np.array(greedy, np.int32),
+        'margin': np.float32(margin),
+    }
 
 
 @torch.no_grad()

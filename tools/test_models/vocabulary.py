@@ -43,8 +43,10 @@ Turn to the door, then go straight on for 2 metres and stop in front of the wind
 You are a helpful assistant. 你是一个有用的助手，请用中文回答。
 """
 
-QWEN2_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-               r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -52,7 +54,8 @@ CHATML = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ IMAGE }}"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
     "{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Vocabulary:
     def control_ids(self) -> list[int]:
         """Give the ids of the control tokens and of those that are only padding."""
         return [self.tokenizer.token_to_id(token) for token in self.control] + list(
-            range(self.tokenizer.get_vocab_size(), self.size()))
+            range(self.tokenizer.get_vocab_size(), self.size())
+        )
 
     def for_transformers(self, **names: str) -> PreTrainedTokenizerFast:
         """
@@ -88,14 +92,23 @@ class Vocabulary:
         :param names: attributes that a processor looks for, such as ``image_token``
         """
         return PreTrainedTokenizerFast(
-            tokenizer_object=self.tokenizer, bos_token=self.bos, eos_token=self.eos,
-            pad_token=self.pad, chat_template=self.template, extra_special_tokens=names,
-            clean_up_tokenization_spaces=False)
+            tokenizer_object=self.tokenizer,
+            bos_token=self.bos,
+            eos_token=self.eos,
+            pad_token=self.pad,
+            chat_template=self.template,
+            extra_special_tokens=names,
+            clean_up_tokenization_spaces=False,
+        )
 
 
 def _train(tokenizer: Tokenizer) -> Tokenizer:
-    trainer = trainers.BpeTrainer(vocab_size=256 + MERGES, min_frequency=2, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + MERGES,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator([CORPUS, CORPUS.replace('\n', '\n\n')], trainer)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -103,26 +116,47 @@ def _train(tokenizer: Tokenizer) -> Tokenizer:
 
 def _smollm(control: tuple[str, ...], template: str, eos: str) -> Vocabulary:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
     _train(tokenizer)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
-    return Vocabulary(tokenizer, 'smollm', control, bos='<|im_start|>', eos=eos, pad='<|im_end|>',
-                      template=template)
+    return Vocabulary(
+        tokenizer,
+        'smollm',
+        control,
+        bos='<|im_start|>',
+        eos=eos,
+        pad='<|im_end|>',
+        template=template,
+    )
 
 
 def plain() -> Vocabulary:
     """Give the vocabulary of a language model without pictures."""
-    return _smollm(('<|endoftext|>', '<|im_start|>', '<|im_end|>'),
-                   CHATML.replace('{{ IMAGE }}', ''), '<|im_end|>')
+    return _smollm(
+        ('<|endoftext|>', '<|im_start|>', '<|im_end|>'),
+        CHATML.replace('{{ IMAGE }}', ''),
+        '<|im_end|>',
+    )
 
 
 def smolvlm() -> Vocabulary:
     """Give a vocabulary like SmolVLM2's."""
     tiles = tuple(f'<row_{row}_col_{column}>' for row in range(1, 7) for column in range(1, 7))
-    control = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<fake_token_around_image>',
-               '<image>', '<end_of_utterance>', '<global-img>', *tiles)
+    control = (
+        '<|endoftext|>',
+        '<|im_start|>',
+        '<|im_end|>',
+        '<fake_token_around_image>',
+        '<image>',
+        '<end_of_utterance>',
+        '<global-img>',
+        *tiles,
+    )
     return _smollm(control, DEFAULT_CHAT_TEMPLATE, '<end_of_utterance>')
 
 
@@ -130,14 +164,37 @@ def internvl() -> Vocabulary:
     """Give a vocabulary like that of InternVL3 on Qwen2.5."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior='isolated'),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior='isolated'),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     _train(tokenizer)
-    control = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>',
-               '<|vision_end|>', '<img>', '</img>', '<IMG_CONTEXT>', '<video>', '<quad>',
-               '</quad>', '<ref>', '</ref>', '<box>', '</box>')
+    control = (
+        '<|endoftext|>',
+        '<|im_start|>',
+        '<|im_end|>',
+        '<|vision_start|>',
+        '<|vision_end|>',
+        '<img>',
+        '</img>',
+        '<IMG_CONTEXT>',
+        '<video>',
+        '<quad>',
+        '</quad>',
+        '<ref>',
+        '</ref>',
+        '<box>',
+        '</box>',
+    )
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
-    return Vocabulary(tokenizer, 'qwen2', control, bos='<|endoftext|>', eos='<|im_end|>',
-                      pad='<|endoftext|>',
-                      template=CHATML.replace('{{ IMAGE }}', "{{ '<IMG_CONTEXT>\n' }}"))
+    return Vocabulary(
+        tokenizer,
+        'qwen2',
+        control,
+        bos='<|endoftext|>',
+        eos='<|im_end|>',
+        pad='<|endoftext|>',
+        template=CHATML.replace('{{ IMAGE }}', "{{ '<IMG_CONTEXT>\n' }}"),
+    )

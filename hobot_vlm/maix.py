@@ -27,14 +27,14 @@ class Err(IntEnum):
     """How a call ended."""
 
     ERR_NONE = 0
-    ERR_ARGS = 1                            # what was given cannot be used
-    ERR_RUNTIME = 2                         # it could, and the model failed
+    ERR_ARGS = 1  # what was given cannot be used
+    ERR_RUNTIME = 2  # it could, and the model failed
 
 
 class Fit(IntEnum):
     """How a picture of another shape fills the input of the model."""
 
-    FIT_NONE = -1                           # as the model was trained
+    FIT_NONE = -1  # as the model was trained
     FIT_FILL = 0
     FIT_CONTAIN = 1
     FIT_COVER = 2
@@ -46,8 +46,7 @@ class Format(IntEnum):
     FMT_RGB888 = 0
 
 
-FITS = {Fit.FIT_NONE: '', Fit.FIT_FILL: 'fill', Fit.FIT_CONTAIN: 'contain',
-        Fit.FIT_COVER: 'cover'}
+FITS = {Fit.FIT_NONE: '', Fit.FIT_FILL: 'fill', Fit.FIT_CONTAIN: 'contain', Fit.FIT_COVER: 'cover'}
 
 
 @dataclass
@@ -91,7 +90,8 @@ class InternVL:
         return self._system_prompt
 
     def set_reply_callback(
-            self, callback: Callable[[InternVL, Response], object] | None = None) -> None:
+        self, callback: Callable[[InternVL, Response], object] | None = None
+    ) -> None:
         """Have ``callback(model, response)`` called for each piece of an answer; None: nobody."""
         self._callback = callback
 
@@ -116,7 +116,7 @@ class InternVL:
         self.clear_image()
         try:
             chosen = Fit(fit)
-            rgb = np.array(load_rgb(img))   # the caller may go on drawing on the original
+            rgb = np.array(load_rgb(img))  # the caller may go on drawing on the original
             self._vlm.embed([rgb], replace(self._vlm.config, fit=FITS[chosen]))
         except (VlmError, ValueError) as exc:
             return _code(exc)
@@ -145,7 +145,7 @@ class InternVL:
                     if self._callback is not None:
                         self._callback(self, response)
             finally:
-                stream.close()              # also where the callback fails
+                stream.close()  # also where the callback fails
         except VlmError as exc:
             response.err_code, response.err_msg = _code(exc), str(exc)
         return response
@@ -161,8 +161,12 @@ class InternVL:
     def __enter__(self) -> InternVL:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
 

@@ -57,13 +57,20 @@ class Saved:
 
     def pictures(self) -> list[ImageEmbedding]:
         """Give the pictures of all turns, each once."""
-        found = {span.embedding.key: span.embedding for turn in self.turns for part in turn.user
-                 if not isinstance(part, str) for span in part if isinstance(span, Picture)}
+        found = {
+            span.embedding.key: span.embedding
+            for turn in self.turns
+            for part in turn.user
+            if not isinstance(part, str)
+            for span in part
+            if isinstance(span, Picture)
+        }
         return list(found.values())
 
 
 def identity(decoder: Path, encoder: Path | None, config: Config) -> Identity:
     """Describe all that the cells of a conversation depend on."""
+
     def of_file(path: str | Path | None) -> tuple[str, str]:
         return (Path(path).name, fingerprint(Path(path))) if path else ('none', '')
 
@@ -71,12 +78,17 @@ def identity(decoder: Path, encoder: Path | None, config: Config) -> Identity:
     return {
         'language model (llm_model_name)': of_file(decoder),
         'vision encoder (model_file_name)': of_file(encoder),
-        'LoRA adapter (lora, lora_scale)':
-            (f'{lora} at {config.lora_scale}', f'{adapter} {config.lora_scale}') if adapter
-            else (lora, adapter),
+        'LoRA adapter (lora, lora_scale)': (
+            f'{lora} at {config.lora_scale}',
+            f'{adapter} {config.lora_scale}',
+        )
+        if adapter
+        else (lora, adapter),
         'KV cache type (cache_type)': (config.cache_type, config.cache_type),
-        'layout of llama.cpp': (f'version {lib.LLAMA_STATE_SEQ_VERSION}',
-                                str(lib.LLAMA_STATE_SEQ_VERSION)),
+        'layout of llama.cpp': (
+            f'version {lib.LLAMA_STATE_SEQ_VERSION}',
+            str(lib.LLAMA_STATE_SEQ_VERSION),
+        ),
     }
 
 
@@ -106,14 +118,31 @@ def write(path: Path, saved: Saved, belongs_to: Identity) -> None:
     """
     pictures = {picture.key: (i, picture) for i, picture in enumerate(saved.pictures())}
     content = {
-        'format': FORMAT, 'belongs_to': belongs_to, 'system_prompt': saved.system_prompt,
-        'overflow': saved.overflow, 'cells': saved.cells,
-        'turns': [{'user': [_flat(part, pictures) for part in turn.user],
-                   'picture_parts': len(turn.pictures), 'answer': turn.answer.ids}
-                  for turn in saved.turns],
-        'pictures': [{'shape': p.data.shape, 'rows': p.rows, 'columns': p.columns,
-                      'overview': p.overview, 'key': p.key.hex(), 'size': p.size}
-                     for _, p in pictures.values()]}
+        'format': FORMAT,
+        'belongs_to': belongs_to,
+        'system_prompt': saved.system_prompt,
+        'overflow': saved.overflow,
+        'cells': saved.cells,
+        'turns': [
+            {
+                'user': [_flat(part, pictures) for part in turn.user],
+                'picture_parts': len(turn.pictures),
+                'answer': turn.answer.ids,
+            }
+            for turn in saved.turns
+        ],
+        'pictures': [
+            {
+                'shape': p.data.shape,
+                'rows': p.rows,
+                'columns': p.columns,
+                'overview': p.overview,
+                'key': p.key.hex(),
+                'size': p.size,
+            }
+            for _, p in pictures.values()
+        ],
+    }
     try:
         handle, beside = tempfile.mkstemp('.part', f'.{path.name}.', path.parent)
         try:
@@ -137,10 +166,16 @@ def write(path: Path, saved: Saved, belongs_to: Identity) -> None:
 def _flat(part: Part, pictures: Mapping[bytes, tuple[int, ImageEmbedding]]) -> Any:
     if isinstance(part, str):
         return part
-    return [{'text': span.text} if isinstance(span, Text) else
-            {'control': span.token} if isinstance(span, Control) else
-            {'tokens': span.ids} if isinstance(span, Tokens) else
-            {'picture': pictures[span.embedding.key][0], 'tile': span.tile} for span in part]
+    return [
+        {'text': span.text}
+        if isinstance(span, Text)
+        else {'control': span.token}
+        if isinstance(span, Control)
+        else {'tokens': span.ids}
+        if isinstance(span, Tokens)
+        else {'picture': pictures[span.embedding.key][0], 'tile': span.tile}
+        for span in part
+    ]
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -156,19 +191,31 @@ def read(path: Path, belongs_to: Identity, decoder: Decoder) -> Saved:
     try:
         with zipfile.ZipFile(path) as archive:
             if any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist()):
-                raise ValueError('it is compressed')    # and could grow without limit
+                raise ValueError('it is compressed')  # and could grow without limit
             content = json.loads(archive.read('state.json'))
             if content['format'] != FORMAT:
-                raise ValueError(f"it has format {content['format']!r}, and {FORMAT} is known")
+                raise ValueError(f'it has format {content["format"]!r}, and {FORMAT} is known')
             _check_identity(path, content['belongs_to'], belongs_to)
             return _saved(content, archive, decoder)
     except OSError as exc:
-        raise StateError(f'cannot read the saved conversation {path}: '
-                         f'{exc.strerror or exc}') from exc
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError,
-            IndexError, TypeError, AttributeError, OverflowError) as exc:
-        raise StateError(f'{path} is no saved conversation, or is damaged ({exc}): save it '
-                         'anew') from exc
+        raise StateError(
+            f'cannot read the saved conversation {path}: {exc.strerror or exc}'
+        ) from exc
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as exc:
+        raise StateError(
+            f'{path} is no saved conversation, or is damaged ({exc}): save it anew'
+        ) from exc
 
 
 def _check_identity(path: Path, then: Any, now: Identity) -> None:
@@ -177,7 +224,8 @@ def _check_identity(path: Path, then: Any, now: Identity) -> None:
         if exact_then != exact:
             raise ModelMismatch(
                 f'{path} was saved with another {what}: {str(name_then)[:200]}, and here it is '
-                f'{name}. Load the model that it was saved with, or save the conversation anew')
+                f'{name}. Load the model that it was saved with, or save the conversation anew'
+            )
 
 
 def _saved(content: Any, archive: zipfile.ZipFile, decoder: Decoder) -> Saved:
@@ -189,14 +237,26 @@ def _saved(content: Any, archive: zipfile.ZipFile, decoder: Decoder) -> Saved:
             raise ValueError(f'picture {i} has the shape {data.shape}')
         if not np.isfinite(data).all():
             raise ValueError(f'picture {i} holds numbers that are not finite')
-        pictures.append(ImageEmbedding(
-            data.astype(np.float32, copy=False), int(item['rows']), int(item['columns']),
-            bool(item['overview']), key, (int(width), int(height))))
+        pictures.append(
+            ImageEmbedding(
+                data.astype(np.float32, copy=False),
+                int(item['rows']),
+                int(item['columns']),
+                bool(item['overview']),
+                key,
+                (int(width), int(height)),
+            )
+        )
     turns = []
     for item in content['turns']:
         user = [_part(part, pictures, decoder) for part in item['user']]
-        turns.append(Turn(user, user[:_whole(item['picture_parts'], 0, len(user) + 1)],
-                          Tokens(tuple(_ids(item['answer'], 0, decoder)))))
+        turns.append(
+            Turn(
+                user,
+                user[: _whole(item['picture_parts'], 0, len(user) + 1)],
+                Tokens(tuple(_ids(item['answer'], 0, decoder))),
+            )
+        )
     cells = _ids(content['cells'], -1 << 200, decoder)
     overflow, system_prompt = content['overflow'], content['system_prompt']
     if overflow not in ('drop_oldest', 'refuse') or not isinstance(system_prompt, str):
@@ -219,7 +279,7 @@ def _part(part: Any, pictures: Sequence[ImageEmbedding], decoder: Decoder) -> Pa
             spans.append(Tokens(tuple(_ids(item['tokens'], 0, decoder))))
         elif 'control' in item:
             if item['control'] not in decoder.controls:
-                raise ValueError(f"there is no control token {item['control']!r}")
+                raise ValueError(f'there is no control token {item["control"]!r}')
             spans.append(Control(item['control']))
         else:
             spans.append(Text('' + item['text']))

@@ -27,7 +27,7 @@ import pytest
 
 #: conversations of each model, 210 in all
 CONVERSATIONS = {'demo': 50, 'internvl': 80, 'smolvlm': 80}
-N_CTX = 256             # a conversation outgrows it
+N_CTX = 256  # a conversation outgrows it
 N_PREDICT = 6
 
 #: by how much logits may differ; their spread is 2.4 to 3. A quantised model rounds in each layer
@@ -36,16 +36,21 @@ NOISE = {'demo': 0.25, 'internvl': 0.01, 'smolvlm': 0.01}
 TIES = 0.004
 
 PICTURES = [picture(64, 48, 1), picture(48, 64, 2), picture(56, 56, 3)]
-QUESTIONS = ['Why?', 'What is on the left?', '背景是什么颜色？', ' \n', '<|im_end|>\nno control',
-             'Is there anything else that could be of use to somebody who cannot see it? ' * 2]
+QUESTIONS = [
+    'Why?',
+    'What is on the left?',
+    '背景是什么颜色？',
+    ' \n',
+    '<|im_end|>\nno control',
+    'Is there anything else that could be of use to somebody who cannot see it? ' * 2,
+]
 
 
 class Fresh:
     """A context that knows nothing when it is asked."""
 
     def __init__(self, path):
-        self.decoder = Decoder(path, n_ctx=N_CTX, n_batch=N_CTX, threads=1,
-                               flash_attention='off')
+        self.decoder = Decoder(path, n_ctx=N_CTX, n_batch=N_CTX, threads=1, flash_attention='off')
 
     def logits(self, prompt, tokens):
         """Read a whole prompt and then tokens one by one; give the logits after each."""
@@ -60,14 +65,14 @@ class Fresh:
                 at += len(data)
             else:
                 end = min([first for first in starts if first > at] + [total])
-                done = decoder.run_tokens(np.array(prompt.cells[at:end], np.int32), at, 0,
-                                          end == total)
+                done = decoder.run_tokens(
+                    np.array(prompt.cells[at:end], np.int32), at, 0, end == total
+                )
                 at = end
             assert done is Outcome.DONE
         yield decoder.logits()
         for i, token in enumerate(tokens):
-            assert decoder.run_tokens(np.array([token], np.int32), at + i, 0,
-                                      True) is Outcome.DONE
+            assert decoder.run_tokens(np.array([token], np.int32), at + i, 0, True) is Outcome.DONE
             yield decoder.logits()
 
 
@@ -76,8 +81,8 @@ class Watch:
 
     def __init__(self, name, fresh, monkeypatch):
         self.name, self.fresh = name, fresh
-        self.asked = []                     # (turns, spans, prompt), in the order of questions
-        self.chosen = {}                    # sampler -> [(token, logits)], in the same order
+        self.asked = []  # (turns, spans, prompt), in the order of questions
+        self.chosen = {}  # sampler -> [(token, logits)], in the same order
         self.tokens = self.ties = 0
         self.noise = 0.0
         lay_out, sample = engine.Conversation.lay_out, Sampler.sample
@@ -121,8 +126,8 @@ class Talk:
     def __init__(self, vlm, watch, overflow):
         self.vlm, self.watch, self.overflow = vlm, watch, overflow
         self.chat = vlm.conversation('Be short.', overflow=overflow)
-        self.said = []                      # tokens of each answer
-        self.shown = False                  # whether there was a picture since the reset
+        self.said = []  # tokens of each answer
+        self.shown = False  # whether there was a picture since the reset
         self.dropped = 0
 
     def ask(self, question, images, cancel=None):
@@ -142,11 +147,11 @@ class Talk:
             assert self.chat._turns == remembered
             return
         chosen = [c for answer in self.watch.chosen.values() for c in answer]
-        if not chosen:                      # cancelled before the first token: as if not asked
+        if not chosen:  # cancelled before the first token: as if not asked
             assert reply.finish_reason == 'cancelled' and reply.text == ''
             assert self.chat._turns == remembered
             return
-        (turns, spans, prompt), = self.watch.asked
+        ((turns, spans, prompt),) = self.watch.asked
         tokens = [token for token, _ in chosen if not self.vlm.decoder.is_end(token)]
         # 1. the answer is right, and the numbers about it
         self.watch.check(prompt, chosen)
@@ -157,12 +162,12 @@ class Talk:
         kept = len(turns) - 1
         assert kept == len(self.said) or self.overflow == 'drop_oldest'
         self.dropped += len(self.said) - kept
-        self.said = self.said[len(self.said) - kept:]
+        self.said = self.said[len(self.said) - kept :]
         assert [list(s.ids) for s in spans if isinstance(s, Tokens)] == self.said
         text = ''.join(getattr(span, 'text', '') for span in spans)
         assert text.count('Be short.') == 1 and question.strip() in text
         self.shown = self.shown or bool(images)
-        assert bool(prompt.pictures) == self.shown              # the newest picture stays
+        assert bool(prompt.pictures) == self.shown  # the newest picture stays
         self.said.append(tokens)
 
     def interrupt(self, question, images, method, after, monkeypatch):
@@ -190,19 +195,26 @@ def model(request):
     """Give a model and a fresh context of the same file."""
     folder = DEMO if request.param == 'demo' else MODELS / request.param
     fresh = Fresh(folder / 'decoder.gguf')
-    with VLM.load(model_file_name=str(folder / 'vision.onnx'), n_ctx=N_CTX, n_batch=32,
-                  llm_model_name=str(folder / 'decoder.gguf'), llm_threads=1, max_tiles=1,
-                  flash_attention='off') as vlm:
+    with VLM.load(
+        model_file_name=str(folder / 'vision.onnx'),
+        n_ctx=N_CTX,
+        n_batch=32,
+        llm_model_name=str(folder / 'decoder.gguf'),
+        llm_threads=1,
+        max_tiles=1,
+        flash_attention='off',
+    ) as vlm:
         yield request.param, vlm, fresh
     fresh.decoder.close()
 
 
 step = strategies.tuples(
-    strategies.integers(0, 1),              # which of two conversations
+    strategies.integers(0, 1),  # which of two conversations
     strategies.integers(0, len(QUESTIONS) - 1),
     strategies.sampled_from([(), (), (), (0,), (1,), (2,), (0, 2)]),
     strategies.sampled_from(['ask'] * 6 + ['close', 'cancel', 'stop prefill', 'reset', 'alone']),
-    strategies.integers(0, 4))
+    strategies.integers(0, 4),
+)
 
 
 @pytest.mark.timeout(300)
@@ -211,10 +223,18 @@ def test_random_conversations_equal_fresh_contexts(model, monkeypatch):
     watch = Watch(name, fresh, monkeypatch)
     talks = []
 
-    @settings(max_examples=CONVERSATIONS[name] // 2, deadline=None, derandomize=True,
-              database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
-    @given(overflow=strategies.sampled_from(['drop_oldest', 'drop_oldest', 'refuse']),
-           steps=strategies.lists(step, min_size=8, max_size=14))
+    @settings(
+        max_examples=CONVERSATIONS[name] // 2,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(
+        overflow=strategies.sampled_from(['drop_oldest', 'drop_oldest', 'refuse']),
+        steps=strategies.lists(step, min_size=8, max_size=14),
+    )
     def converse(overflow, steps):
         two = [Talk(vlm, watch, overflow) for _ in range(2)]
         talks.extend(two)
@@ -231,12 +251,14 @@ def test_random_conversations_equal_fresh_contexts(model, monkeypatch):
                 talk.interrupt(asked, images, 'run_tokens', number, monkeypatch)
             elif how == 'reset':
                 talk.reset()
-            else:                           # a question of somebody else's comes between
+            else:  # a question of somebody else's comes between
                 vlm.ask(asked, images[:1], n_predict=2)
 
     converse()
-    print(f'{name}: {len(talks)} conversations, {watch.tokens} tokens, {watch.ties} ties, noise '
-          f'{watch.noise:.2g}, {sum(t.dropped for t in talks)} turns dropped')
+    print(
+        f'{name}: {len(talks)} conversations, {watch.tokens} tokens, {watch.ties} ties, noise '
+        f'{watch.noise:.2g}, {sum(t.dropped for t in talks)} turns dropped'
+    )
     assert len(talks) >= CONVERSATIONS[name]
     assert sum(talk.dropped for talk in talks) > len(talks) / 10
     watch.check_ties()
@@ -249,12 +271,14 @@ def test_batches_equal_fresh_contexts(model, monkeypatch):
     chooser = random.Random(1)
     for parallel in (2, 5):
         watch.clear()
-        questions = [(chooser.choice(QUESTIONS), chooser.choice([None, *PICTURES]))
-                     for _ in range(10)]
+        questions = [
+            (chooser.choice(QUESTIONS), chooser.choice([None, *PICTURES])) for _ in range(10)
+        ]
         replies = vlm.ask_many(questions, parallel=parallel, n_predict=N_PREDICT)
         assert len(watch.asked) == len(watch.chosen) == len(questions)
-        for (_, _, prompt), chosen, reply in zip(watch.asked, watch.chosen.values(), replies,
-                                                 strict=True):
+        for (_, _, prompt), chosen, reply in zip(
+            watch.asked, watch.chosen.values(), replies, strict=True
+        ):
             watch.check(prompt, chosen)
             assert reply.prompt_tokens == len(prompt.cells)
     watch.check_ties()

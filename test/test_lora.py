@@ -1,4 +1,4 @@
-"""LoRA adapters, made here for the small models: they change answers as much as their scale says."""
+"""LoRA adapters, made here for the small models: their scale says how much they change."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def adapter(path, model, rank=4, width=None, architecture=None):
         if tensor.name.endswith('attn_q.weight'):
             columns, rows = (int(n) for n in tensor.shape)
             for part, shape in (('a', (rank, width or columns)), ('b', (rows, rank))):
-                writer.add_tensor(f'{tensor.name}.lora_{part}',
-                                  rng.normal(0, 1, shape).astype(np.float32))
+                writer.add_tensor(
+                    f'{tensor.name}.lora_{part}', rng.normal(0, 1, shape).astype(np.float32)
+                )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -35,9 +36,14 @@ def adapter(path, model, rank=4, width=None, architecture=None):
 
 
 def load(model, **options):
-    return VLM.load(llm_model_name=str(MODELS / model / 'decoder.gguf'), llm_threads=1,
-                    model_file_name=str(MODELS / model / 'vision.onnx'), n_predict=16, n_ctx=512,
-                    **options)
+    return VLM.load(
+        llm_model_name=str(MODELS / model / 'decoder.gguf'),
+        llm_threads=1,
+        model_file_name=str(MODELS / model / 'vision.onnx'),
+        n_predict=16,
+        n_ctx=512,
+        **options,
+    )
 
 
 def first_logprobs(vlm):
@@ -55,7 +61,7 @@ def test_scale_is_the_strength_of_an_adapter(model, tmp_path):
     with load(model, lora=path) as vlm:
         changed = vlm.ask(QUESTION).text
         assert changed != plain
-        assert vlm.ask(QUESTION).text == changed        # the next question has it as well
+        assert vlm.ask(QUESTION).text == changed  # the next question has it as well
     with load(model, lora=path, lora_scale=0.001) as vlm:
         little = abs(first_logprobs(vlm)[0] - sure[0])
         assert 0 < little < 0.1
@@ -66,11 +72,12 @@ def test_scale_is_the_strength_of_an_adapter(model, tmp_path):
 def test_an_adapter_of_another_model_is_refused(tmp_path, sample):
     wrong = adapter(tmp_path / 'wrong.gguf', 'smolvlm')
     for options, match in (
-            ({'lora': wrong}, r'wrong\.gguf.*expected a LoRA adapter made for .*decoder\.gguf'),
-            ({'lora': adapter(tmp_path / 'wide.gguf', 'internvl', width=96)}, r'wide\.gguf'),
-            ({'lora': str(MODELS / 'internvl' / 'decoder.gguf')}, 'cannot load it'),
-            ({'lora': str(tmp_path / 'nowhere.gguf')}, 'no such file'),
-            ({'lora': sample}, 'instead of GGUF')):
+        ({'lora': wrong}, r'wrong\.gguf.*expected a LoRA adapter made for .*decoder\.gguf'),
+        ({'lora': adapter(tmp_path / 'wide.gguf', 'internvl', width=96)}, r'wide\.gguf'),
+        ({'lora': str(MODELS / 'internvl' / 'decoder.gguf')}, 'cannot load it'),
+        ({'lora': str(tmp_path / 'nowhere.gguf')}, 'no such file'),
+        ({'lora': sample}, 'instead of GGUF'),
+    ):
         with pytest.raises(ModelFileError, match=match):
             load('internvl', **options)
 
@@ -86,6 +93,8 @@ def test_a_conversation_belongs_to_its_adapter(tmp_path):
     with load('internvl', lora=path) as vlm:
         assert vlm.restore(state).ask('Why?').text == expected
     for options in ({}, {'lora': path, 'lora_scale': 0.5}):
-        with load('internvl', **options) as vlm, pytest.raises(
-                ModelMismatch, match='another LoRA adapter.*adapter.gguf at 1.0'):
+        with (
+            load('internvl', **options) as vlm,
+            pytest.raises(ModelMismatch, match='another LoRA adapter.*adapter.gguf at 1.0'),
+        ):
             vlm.restore(state)

@@ -42,8 +42,9 @@ def test_the_example_of_the_documentation(internvl, sample, demo, capsys):
     for msg in ('描述一下这张图片.', QUESTION):
         resp = internvl.send(msg)
         err.check_raise(resp.err_code)
-        expected = demo.ask(msg, sample, fit='contain',
-                            system_prompt='You are a helpful assistant.')
+        expected = demo.ask(
+            msg, sample, fit='contain', system_prompt='You are a helpful assistant.'
+        )
         assert capsys.readouterr().out == resp.msg == expected.text != ''
 
 
@@ -58,22 +59,27 @@ def test_a_picture_is_encoded_when_it_is_set_and_kept(internvl, monkeypatch):
     blue = np.zeros((40, 60, 3), np.uint8)
     blue[..., 2] = 255
     assert internvl.set_image(blue) == err.Err.ERR_NONE
-    monkeypatch.setattr(internvl._vlm.encoder, 'encode', None)      # nothing is left to encode
+    monkeypatch.setattr(internvl._vlm.encoder, 'encode', None)  # nothing is left to encode
     expected = internvl.send('What colour is the background?').msg
-    blue[:] = 0                             # drawing on the original changes nothing
+    blue[:] = 0  # drawing on the original changes nothing
     assert internvl.send('What colour is the background?').msg == expected != ''
 
 
 def test_fit_reaches_the_encoder(internvl, monkeypatch):
     used = []
     tiles = type(internvl._vlm.family).tiles
-    monkeypatch.setattr(type(internvl._vlm.family), 'tiles', lambda self, rgb, side, most, fit: (
-        used.append(fit), tiles(self, rgb, side, most, fit))[1])
+    monkeypatch.setattr(
+        type(internvl._vlm.family),
+        'tiles',
+        lambda self, rgb, side, most, fit: (used.append(fit), tiles(self, rgb, side, most, fit))[
+            1
+        ],
+    )
     for number, fit in enumerate(image.Fit):
         picture = np.full((30, 80, 3), 20 + number, np.uint8)
         assert internvl.set_image(picture, fit) == err.Err.ERR_NONE
         internvl.send(QUESTION)
-    assert used == ['', 'fill', 'contain', 'cover']     # once each
+    assert used == ['', 'fill', 'contain', 'cover']  # once each
 
 
 def test_errors_are_codes(internvl, sample):

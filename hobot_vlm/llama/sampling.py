@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 import ctypes
 import json
+import re
 import secrets
 from typing import Any
 
@@ -17,6 +18,9 @@ from .model import Decoder
 from ..config import Config
 from ..errors import GrammarError
 from ..values import TokenLogprob
+
+#: a quoted text of GBNF, or a class of characters
+_LITERAL_OR_CLASS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
 
 #: tokens of the answer that repeat_penalty looks back at; llama.cpp's own default
 PENALTY_WINDOW = 64
@@ -38,9 +42,24 @@ def grammar_of(config: Config) -> str:
     except json.JSONDecodeError as exc:
         raise GrammarError(f'json_schema is no JSON: {exc}') from exc
     try:
-        return str(json_schema_to_gbnf(schema))
-    except Exception as exc:                # the converter raises whatever a schema provokes
+        return _without_control_characters(str(json_schema_to_gbnf(schema)))
+    except Exception as exc:  # the converter raises whatever a schema provokes
         raise GrammarError(f'json_schema cannot be followed: {exc}') from exc
+
+
+def _without_control_characters(grammar: str) -> str:
+    """
+    Keep quotes and raw line ends out of the strings of a JSON grammar.
+
+    The converter lets a string hold any character but quote and backslash, and a pattern's dot
+    any character at all; JSON allows neither quotes nor control characters.
+    """
+
+    def narrowed(match: re.Match[str]) -> str:
+        part = match.group()
+        return r'[^"\\\x00-\x1F' + part[2:] if part.startswith('[^') else part
+
+    return _LITERAL_OR_CLASS.sub(narrowed, grammar)
 
 
 class Sampler:
@@ -57,8 +76,13 @@ class Sampler:
     :raises GrammarError: the grammar, or a token of ``logit_bias``, does not exist
     """
 
-    def __init__(self, decoder: Decoder, config: Config,
-                 logit_bias: Mapping[int, float] | None = None, logprobs: int = 0):
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: Config,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int = 0,
+    ):
         self._decoder = decoder
         self._logprobs = logprobs
         self.reported: list[TokenLogprob] = []
@@ -69,8 +93,9 @@ class Sampler:
         if logit_bias:
             self._add_bias(logit_bias)
         if config.repeat_penalty != 1.0:
-            self._add(lib.llama_sampler_init_penalties(PENALTY_WINDOW, config.repeat_penalty,
-                                                       0.0, 0.0))
+            self._add(
+                lib.llama_sampler_init_penalties(PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0)
+            )
         if config.temperature == 0:
             self._add(lib.llama_sampler_init_greedy())
             return
@@ -83,15 +108,17 @@ class Sampler:
         self._add(lib.llama_sampler_init_dist(seed))
 
     def _add(self, sampler: object) -> None:
-        lib.llama_sampler_chain_add(self._chain, sampler)       # the chain owns it now
+        lib.llama_sampler_chain_add(self._chain, sampler)  # the chain owns it now
 
     def _add_bias(self, logit_bias: Mapping[int, float]) -> None:
         rows = (lib.llama_logit_bias * len(logit_bias))()
         for row, (token, bias) in zip(rows, logit_bias.items(), strict=True):
             if not 0 <= token < self._decoder.n_vocab:
                 self.close()
-                raise GrammarError(f'logit_bias names token {token}: the vocabulary has 0 to '
-                                   f'{self._decoder.n_vocab - 1}')
+                raise GrammarError(
+                    f'logit_bias names token {token}: the vocabulary has 0 to '
+                    f'{self._decoder.n_vocab - 1}'
+                )
             row.token, row.bias = token, bias
         self._add(lib.llama_sampler_init_logit_bias(self._decoder.n_vocab, len(rows), rows))
 
@@ -100,8 +127,10 @@ class Sampler:
             return None
         sampler = lib.llama_sampler_init_grammar(self._decoder.vocab, grammar.encode(), b'root')
         if not sampler:
-            raise GrammarError(f'llama.cpp cannot read the grammar {grammar[:200]!r}: expected '
-                               'GBNF with a rule named root, without left recursion')
+            raise GrammarError(
+                f'llama.cpp cannot read the grammar {grammar[:200]!r}: expected '
+                'GBNF with a rule named root, without left recursion'
+            )
         self._on_close.callback(lib.llama_sampler_free, sampler)
         return sampler
 
@@ -136,24 +165,31 @@ class Sampler:
         table = np.zeros(len(tokens), _CANDIDATE)
         table['id'] = tokens
         table['logit'] = self._decoder.logits(row)[tokens]
-        self._table = table                 # llama.cpp works in this memory
+        self._table = table  # llama.cpp works in this memory
         return lib.llama_token_data_array(
-            data=table.ctypes.data_as(lib.llama_token_data_p), size=len(table), selected=-1,
-            sorted=False)
+            data=table.ctypes.data_as(lib.llama_token_data_p),
+            size=len(table),
+            selected=-1,
+            sorted=False,
+        )
 
     def _report(self, row: int, token: int) -> None:
         """Note the log probability of a token, and of the likeliest ones in its place."""
         logits = self._decoder.logits(row).astype(np.float64)
         logits -= logits.max()
         logits -= np.log(np.exp(logits).sum())
-        best = np.argsort(-logits)[:self._logprobs]
+        best = np.argsort(-logits)[: self._logprobs]
 
         def text(i: int) -> str:
             return self._decoder.piece(i).decode('utf-8', 'replace')
 
-        self.reported.append(TokenLogprob(
-            text(token), round(float(logits[token]), 5),
-            tuple((text(int(i)), round(float(logits[i]), 5)) for i in best)))
+        self.reported.append(
+            TokenLogprob(
+                text(token),
+                round(float(logits[token]), 5),
+                tuple((text(int(i)), round(float(logits[i]), 5)) for i in best),
+            )
+        )
 
     def close(self) -> None:
         """Free the samplers; twice is harmless."""

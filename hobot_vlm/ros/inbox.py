@@ -172,6 +172,11 @@ class Inbox:
             self._running = prompt
             return not self._closed
 
+    def done(self) -> None:
+        """Note that there is nothing left of the running prompt to cancel."""
+        with self._changed:
+            self._running = None
+
     def pictures(self, prompt: Prompt, on_wait: Callable[[list[int]], None]) -> Frames:
         """
         Give the newest picture of each camera, waiting for the first of each.

@@ -257,6 +257,7 @@ class Worker:
             log.exception('no answer to %.60r', prompt.text)
         # 4. the whole
         last = perf_counter()
+        self._inbox.done()
         for piece in sentences.finish():
             self._out.speak(piece)
         reply = self._stream.reply if self._stream else Reply('', 'cancelled')

@@ -77,6 +77,11 @@ def colour_claim(text: str, chinese: bool) -> str | None:
     )
 
 
+def verdict(text: str) -> str:
+    """Give the last sentence of an answer: a yes, a no or a number."""
+    return re.split(r'(?<=[.。]) ?', text)[-2] if text[-1:] in ('.', '。') else text
+
+
 def places_of(scene: scenes.Scene, thing: scenes.Thing) -> set[str]:
     """Give the names that fit an object's place."""
     if scene.arrangement != 'one':
@@ -149,9 +154,9 @@ def ask_all(
             or (scene.arrangement == 'one' and answer in place_answers(scene, truth, chinese)),
         )
         _, answer, truth = ask('is')
-        score.add('yes/no', language, answer[:2] == truth[:2])
+        score.add('yes/no', language, verdict(answer) == verdict(truth))
         _, answer, truth = ask('count')
-        score.add('counts', language, answer == truth)
+        score.add('counts', language, verdict(answer) == verdict(truth))
         _, answer, _ = ask('colour')
         score.add('colours', language, colour_claim(answer, chinese) == scene.colour)
 

@@ -525,27 +525,29 @@ def place_answer(scene: Scene, place: str, chinese: bool) -> str:
 
 
 def count_answer(scene: Scene, kind: int, chinese: bool) -> str:
-    """Say how many objects of a kind there are."""
+    """
+    Say what there is, and how many of it are of a kind.
+
+    What was said first is what the model counts: without it, it guesses.
+    """
     number = sum(t.kind == kind for t in scene.things)
     name = KINDS[kind]
     if chinese:
-        return (
-            f'图中没有{name.zh}。'
-            if not number
-            else (f'图中有{name.some_zh(COUNT_WORDS[number][1])}。')
-        )
-    if number == 1:
-        return f'There is one {name.en}.'
-    return f'There are {COUNT_WORDS[number][0]} {name.plural}.'
+        many = name.some_zh(COUNT_WORDS[number][1]) if number else ''
+        return arrangement_zh(scene) + (f'图中有{many}。' if number else f'图中没有{name.zh}。')
+    many = f'is one {name.en}' if number == 1 else f'are {COUNT_WORDS[number][0]} {name.plural}'
+    return f'{arrangement_en(scene)} There {many}.'
 
 
 def is_answer(scene: Scene, kind: int, chinese: bool) -> str:
-    """Say whether there is an object of a kind."""
+    """Say what there is, and whether an object of a kind is among it."""
     yes = any(t.kind == kind for t in scene.things)
     name = KINDS[kind]
     if chinese:
-        return f'有，图中有{name.zh}。' if yes else f'没有，图中没有{name.zh}。'
-    return f'Yes, there is {name.some()}.' if yes else f'No, there is no {name.en}.'
+        verdict = f'有，图中有{name.zh}。' if yes else f'没有，图中没有{name.zh}。'
+        return arrangement_zh(scene) + verdict
+    verdict = f'Yes, there is {name.some()}.' if yes else f'No, there is no {name.en}.'
+    return f'{arrangement_en(scene)} {verdict}'
 
 
 def total_answer(scene: Scene, chinese: bool) -> str:
@@ -600,7 +602,7 @@ def question(
     what = what or str(
         rng.choice(
             ['describe', 'place', 'count', 'is', 'colour', 'where', 'total'],
-            p=[0.29, 0.14, 0.22, 0.25, 0.03, 0.04, 0.03],
+            p=[0.22, 0.10, 0.28, 0.30, 0.03, 0.04, 0.03],
         )
     )
 

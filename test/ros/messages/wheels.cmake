@@ -1,0 +1,18 @@
+# The wheels' CMake files name the Python that they were built with; this takes those paths out.
+# Given to each package as CMAKE_PROJECT_INCLUDE.
+function(drop_missing_includes)
+  get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)
+  foreach(target ${targets})
+    get_target_property(folders ${target} INTERFACE_INCLUDE_DIRECTORIES)
+    set(kept)
+    foreach(folder ${folders})
+      if(EXISTS ${folder})
+        list(APPEND kept ${folder})
+      endif()
+    endforeach()
+    if(folders)
+      set_target_properties(${target} PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${kept}")
+    endif()
+  endforeach()
+endfunction()
+cmake_language(DEFER CALL drop_missing_includes)

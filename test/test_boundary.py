@@ -6,7 +6,6 @@ import ast
 from pathlib import Path
 import subprocess
 import sys
-import time
 
 PACKAGE = Path(__file__).parents[1] / 'hobot_vlm'
 CORE = [path for path in PACKAGE.rglob('*.py') if 'ros' not in path.relative_to(PACKAGE).parts]
@@ -44,12 +43,6 @@ def test_the_engine_and_the_tool_load_no_ros():
     assert not [name for name in loaded if name.startswith('hobot_vlm.ros')]
 
 
-def test_importing_the_package_is_quick():
+def test_importing_the_package_loads_nothing_heavy():
     heavy = {'llama_cpp', 'onnxruntime', 'cv2', 'PIL', 'huggingface_hub', 'jinja2'}
     assert not loaded_by('import hobot_vlm') & heavy
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        loaded_by('import hobot_vlm')
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 2.0

@@ -27,7 +27,14 @@ import numpy as np
 from . import catalogue, saved
 from .config import Config
 from .encoders import EncoderOptions, open_encoder, VisionEncoder
-from .errors import ConfigError, ModelMismatch, PictureError, PromptTooLong, StateError
+from .errors import (
+    ConfigError,
+    InferenceError,
+    ModelMismatch,
+    PictureError,
+    PromptTooLong,
+    StateError,
+)
 from .families import detect, Family
 from .image import load_rgb
 from .llama.model import Decoder, MAX_SEQUENCES
@@ -46,8 +53,21 @@ KEPT_PICTURES = 16
 LOOK_AHEAD = 3
 
 #: options that may differ from question to question
-PER_REQUEST = ('n_predict', 'temperature', 'top_k', 'top_p', 'min_p', 'repeat_penalty', 'seed',
-               'system_prompt', 'thinking', 'max_tiles', 'fit', 'grammar', 'json_schema')
+PER_REQUEST = (
+    'n_predict',
+    'temperature',
+    'top_k',
+    'top_p',
+    'min_p',
+    'repeat_penalty',
+    'seed',
+    'system_prompt',
+    'thinking',
+    'max_tiles',
+    'fit',
+    'grammar',
+    'json_schema',
+)
 
 
 @dataclass(frozen=True)
@@ -87,17 +107,17 @@ class _Lane:
 
     def __init__(self, vlm: VLM, chat: Conversation, request: Request):
         self._vlm = vlm
-        self._chat: Conversation | None = chat      # until closed
+        self._chat: Conversation | None = chat  # until closed
         self.request = request
         self.config = chat.config_of(request)
         self.cancelled = False
-        self.token: int | None = None       # chosen and not decoded yet
+        self.token: int | None = None  # chosen and not decoded yet
         self._shown: list[ImageEmbedding] | None = None
         self.prompt = Prompt()
         self._prompt_tokens = self._image_tokens = 0
         self.tokens: list[int] = []
         self.chunks: list[TextChunk] = []
-        self.finish_reason = 'cancelled'    # until it is known better
+        self.finish_reason = 'cancelled'  # until it is known better
         self._reused = 0
         self._began = perf_counter()
         self._preprocess = self._encode = self._prefill = self._first = self._last = 0.0
@@ -135,8 +155,9 @@ class _Lane:
     def start(self, cache: Cache) -> list[TextChunk]:
         """Prefill and choose the first token."""
         assert self._chat is not None
-        self._sampler = Sampler(cache.decoder, self.config, self.request.logit_bias,
-                                self.request.logprobs)
+        self._sampler = Sampler(
+            cache.decoder, self.config, self.request.logit_bias, self.request.logprobs
+        )
         self.session = cache.session(self._chat.owner, self.prompt)
         self._reused = self.session.reusable(self.prompt)
         start = perf_counter()
@@ -173,8 +194,11 @@ class _Lane:
     def _end(self, reason: str, chunks: Sequence[TextChunk] = ()) -> list[TextChunk]:
         self.finish_reason = reason
         self.token = None
-        rest = '' if self._stop.met else (
-            self._stop.feed(self._characters.finish()) + self._stop.finish())
+        rest = (
+            ''
+            if self._stop.met
+            else (self._stop.feed(self._characters.finish()) + self._stop.finish())
+        )
         return self._given([*chunks, *self._text.feed(rest), *self._text.finish()])
 
     def _given(self, chunks: list[TextChunk]) -> list[TextChunk]:
@@ -201,12 +225,23 @@ class _Lane:
             return round(1000 * seconds, 3)
 
         return Reply(
-            ''.join(c.text for c in self.chunks if not c.thinking), self.finish_reason,
-            self._prompt_tokens, self._image_tokens, len(self.tokens), self._reused,
-            Timings(ms(self._preprocess), ms(self._encode), ms(self._prefill), ms(first),
-                    ms(decode), round((len(self.tokens) - 1) / decode, 2) if decode > 0 else 0.0),
+            ''.join(c.text for c in self.chunks if not c.thinking),
+            self.finish_reason,
+            self._prompt_tokens,
+            self._image_tokens,
+            len(self.tokens),
+            self._reused,
+            Timings(
+                ms(self._preprocess),
+                ms(self._encode),
+                ms(self._prefill),
+                ms(first),
+                ms(decode),
+                round((len(self.tokens) - 1) / decode, 2) if decode > 0 else 0.0,
+            ),
             ''.join(c.text for c in self.chunks if c.thinking),
-            logprobs=tuple(self._sampler.reported) if self._sampler else ())
+            logprobs=tuple(self._sampler.reported) if self._sampler else (),
+        )
 
 
 class _Waiting:
@@ -216,7 +251,7 @@ class _Waiting:
         self._lanes = deque(lanes)
         self._looks: deque[Future[None]] = deque()
         self._pool: ThreadPoolExecutor | None = None
-        if len(lanes) > 1:                  # a question alone needs no thread
+        if len(lanes) > 1:  # a question alone needs no thread
             self._pool = ThreadPoolExecutor(1, 'encode')
             cleanup.callback(self._pool.shutdown, cancel_futures=True)
             self._looks += (self._pool.submit(lane.look) for lane in lanes[:LOOK_AHEAD])
@@ -266,12 +301,13 @@ class VLM:
         """
         began = perf_counter()
         self._on_close = ExitStack()
-        self._decoding = threading.Lock()       # held while an answer is made
-        self._encoding = threading.Lock()       # held while pictures are encoded; guards the next
+        self._closed = False
+        self._decoding = threading.Lock()  # held while an answer is made
+        self._encoding = threading.Lock()  # held while pictures are encoded; guards the next
         self._embeddings: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
-        self._state = threading.Lock()          # guards the next
-        self._lanes: list[_Lane] = []           # all that are on their way, oldest first
-        self._unfinished = threading.local()    # .answer: this thread's newest, weakly
+        self._state = threading.Lock()  # guards the next
+        self._lanes: list[_Lane] = []  # all that are on their way, oldest first
+        self._unfinished = threading.local()  # .answer: this thread's newest, weakly
         self.encoder: VisionEncoder | None = None
         self.family: Family | None = None
         self._encoder_path: Path | None = None
@@ -283,8 +319,12 @@ class VLM:
         except BaseException:
             self._on_close.close()
             raise
-        logger.info('loaded %s and %s in %.0f ms', files.encoder, files.decoder,
-                    1000 * (perf_counter() - began))
+        logger.info(
+            'loaded %s and %s in %.0f ms',
+            files.encoder,
+            files.decoder,
+            1000 * (perf_counter() - began),
+        )
 
     @classmethod
     def load(cls, model: str = 'demo', **options: Any) -> VLM:
@@ -298,17 +338,24 @@ class VLM:
     def _load(self, encoder: Path | None, decoder: Path) -> None:
         config = self.config
         self.decoder = Decoder(
-            decoder, n_ctx=config.n_ctx, n_batch=config.n_batch,
-            n_gpu_layers=config.n_gpu_layers, threads=config.llm_threads,
-            cache_type=config.cache_type, flash_attention=config.flash_attention,
-            mmap=config.mmap)
+            decoder,
+            n_ctx=config.n_ctx,
+            n_batch=config.n_batch,
+            n_gpu_layers=config.n_gpu_layers,
+            threads=config.llm_threads,
+            cache_type=config.cache_type,
+            flash_attention=config.flash_attention,
+            mmap=config.mmap,
+        )
         self._on_close.callback(self.decoder.close)
         self.cache = Cache(self.decoder)
         if config.lora:
             self.decoder.add_lora(config.lora, config.lora_scale)
         if encoder is not None:
-            self.encoder = open_encoder(encoder, EncoderOptions(
-                config.encoder_threads, config.bpu_priority, config.cores()))
+            self.encoder = open_encoder(
+                encoder,
+                EncoderOptions(config.encoder_threads, config.bpu_priority, config.cores()),
+            )
             self._on_close.callback(self.encoder.close)
             self._encoder_path = encoder
             self.decoder.check_embedding_width(self.encoder.n_embd, encoder)
@@ -316,10 +363,17 @@ class VLM:
                 self.config = config = replace(config, max_tiles=self.encoder.usual_tiles)
             self.family = detect(self.decoder.controls, config.model_type, decoder)
         # the family's template, or the file's own, or the plainest that fits
-        source = (self.family and self.family.template) or self.decoder.chat_template() or (
-            CHATML if '<|im_start|>' in self.decoder.controls else PLAIN)
-        self.template = ChatTemplate(source, self.decoder.controls, *self.decoder.bos_and_eos(),
-                                     self.family.image_mark if self.family else '')
+        source = (
+            (self.family and self.family.template)
+            or self.decoder.chat_template()
+            or (CHATML if '<|im_start|>' in self.decoder.controls else PLAIN)
+        )
+        self.template = ChatTemplate(
+            source,
+            self.decoder.controls,
+            *self.decoder.bos_and_eos(),
+            self.family.image_mark if self.family else '',
+        )
         self.check(config)
         if config.warm_up:
             self.decoder.warm_up()
@@ -331,8 +385,11 @@ class VLM:
         :raises ConfigError: one that this model does not have
         """
         if config.thinking and not (self.family and self.family.thinking_text):
-            raise ConfigError('thinking is true, but only InternVL models have a system prompt '
-                              'for it: give one, or set thinking to false', 'thinking')
+            raise ConfigError(
+                'thinking is true, but only InternVL models have a system prompt '
+                'for it: give one, or set thinking to false',
+                'thinking',
+            )
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -348,11 +405,18 @@ class VLM:
 
     def stream(self, prompt: str, images: Images = None, **more: Any) -> Answer:
         """Answer as ``ask`` does, piece by piece; closing the iterator stops the model."""
-        return Answer(self, _Lane(self, Conversation(self, overflow='refuse', owner=self),
-                                  request(prompt, images, **more)))
+        return Answer(
+            self,
+            _Lane(
+                self,
+                Conversation(self, overflow='refuse', owner=self),
+                request(prompt, images, **more),
+            ),
+        )
 
-    def ask_many(self, questions: Sequence[tuple[str, Images] | Request], parallel: int = 8,
-                 **more: Any) -> list[Reply]:
+    def ask_many(
+        self, questions: Sequence[tuple[str, Images] | Request], parallel: int = 8, **more: Any
+    ) -> list[Reply]:
         """
         Answer several questions, each in a conversation of its own.
 
@@ -363,8 +427,14 @@ class VLM:
         """
         if not 1 <= parallel <= MAX_SEQUENCES:
             raise ConfigError(f'parallel is {parallel}: expected 1 to {MAX_SEQUENCES}', 'parallel')
-        lanes = [_Lane(self, Conversation(self, overflow='refuse'),
-                       q if isinstance(q, Request) else request(*q, **more)) for q in questions]
+        lanes = [
+            _Lane(
+                self,
+                Conversation(self, overflow='refuse'),
+                q if isinstance(q, Request) else request(*q, **more),
+            )
+            for q in questions
+        ]
         self.take_over(None)
         for _ in self._serve(lanes, parallel):
             pass
@@ -390,18 +460,23 @@ class VLM:
         path = Path(path)
         state = saved.read(path, self.identity(), self.decoder)
         if len(state.cells) > self.decoder.n_ctx:
-            raise StateError(f'{path} holds {len(state.cells)} cells, and n_ctx is '
-                             f'{self.decoder.n_ctx}: raise n_ctx')
+            raise StateError(
+                f'{path} holds {len(state.cells)} cells, and n_ctx is '
+                f'{self.decoder.n_ctx}: raise n_ctx'
+            )
         chat = Conversation(self, state.system_prompt, state.overflow)
         chat._turns = state.turns
         with self._encoding:
             self._embeddings.update((p.key, p) for p in state.pictures())
         self.take_over(None)
         with self._decoding:
+            self.check_open()
             if state.cells and not self.cache.restore(chat, state.cells, bytes(state.kv)):
-                raise StateError(f'llama.cpp does not take the cells in {path}: they were saved '
-                                 'with another flash_attention, or are damaged. Save the '
-                                 'conversation anew')
+                raise StateError(
+                    f'llama.cpp does not take the cells in {path}: they were saved '
+                    'with another flash_attention, or are damaged. Save the '
+                    'conversation anew'
+                )
         return chat
 
     def identity(self) -> saved.Identity:
@@ -421,14 +496,16 @@ class VLM:
 
     # -- the flow ----------------------------------------------------------------------------
 
-    def _serve(self, lanes: Sequence[_Lane],
-               parallel: int = 1) -> Generator[tuple[_Lane, TextChunk], None, None]:
+    def _serve(
+        self, lanes: Sequence[_Lane], parallel: int = 1
+    ) -> Generator[tuple[_Lane, TextChunk], None, None]:
         """Run lanes to their ends, up to ``parallel`` side by side; give what they say."""
         with ExitStack() as cleanup:
             self._enter(lanes, cleanup)
             waiting = _Waiting(lanes, cleanup)
-            waiting.first()                 # nobody else is kept from the model meanwhile
+            waiting.first()  # nobody else is kept from the model meanwhile
             cleanup.enter_context(self._decoding)
+            self.check_open()
             live: list[_Lane] = []
             while live or waiting:
                 # let lanes in while there is room for their whole answers
@@ -455,6 +532,7 @@ class VLM:
 
     def _enter(self, lanes: Sequence[_Lane], cleanup: ExitStack) -> None:
         """Note that lanes are on their way, until ``cleanup`` ends them."""
+
         def leave() -> None:
             for lane in lanes:
                 lane.close()
@@ -466,8 +544,9 @@ class VLM:
             self._lanes += lanes
         cleanup.callback(leave)
 
-    def embed(self, sources: Sequence[ImageSource],
-              config: Config) -> tuple[list[ImageEmbedding], float, float]:
+    def embed(
+        self, sources: Sequence[ImageSource], config: Config
+    ) -> tuple[list[ImageEmbedding], float, float]:
         """
         Give the embeddings of pictures, from memory where they have been seen before.
 
@@ -476,26 +555,35 @@ class VLM:
         if not sources:
             return [], 0.0, 0.0
         if self.encoder is None or self.family is None:
-            raise ModelMismatch('this model reads no pictures: give its vision encoder in '
-                                'model_file_name, or ask without a picture')
+            raise ModelMismatch(
+                'this model reads no pictures: give its vision encoder in '
+                'model_file_name, or ask without a picture'
+            )
         preprocess = encode = 0.0
         found: list[ImageEmbedding] = []
         with self._encoding:
+            self.check_open()
             for source in sources:
                 start = perf_counter()
                 rgb = load_rgb(source)
                 height, width = rgb.shape[:2]
                 digest = hashlib.sha256(
-                    f'{width} {height} {config.max_tiles} {config.fit}'.encode())
+                    f'{width} {height} {config.max_tiles} {config.fit}'.encode()
+                )
                 digest.update(np.ascontiguousarray(rgb).data)
                 key = digest.digest()[:16]
                 embedding = self._embeddings.get(key)
                 if embedding is None:
                     tiles = self.family.tiles(rgb, self.encoder.side, config.max_tiles, config.fit)
                     middle = perf_counter()
-                    embedding = ImageEmbedding(self.encoder.encode(tiles), tiles.rows,
-                                               tiles.columns, tiles.overview, key,
-                                               (width, height))
+                    embedding = ImageEmbedding(
+                        self.encoder.encode(tiles),
+                        tiles.rows,
+                        tiles.columns,
+                        tiles.overview,
+                        key,
+                        (width, height),
+                    )
                     encode += perf_counter() - middle
                     start += perf_counter() - middle
                 self._embeddings[key] = embedding
@@ -506,12 +594,14 @@ class VLM:
                 preprocess += perf_counter() - start
         return found, preprocess, encode
 
-    def user_parts(self, asked: Request,
-                   shown: Sequence[ImageEmbedding]) -> tuple[list[Part], list[Part]]:
+    def user_parts(
+        self, asked: Request, shown: Sequence[ImageEmbedding]
+    ) -> tuple[list[Part], list[Part]]:
         """Put pictures and question in the family's order: (all parts, those of pictures)."""
         if asked.labels and len(asked.labels) != len(shown):
-            raise PictureError(f'{len(asked.labels)} labels for {len(shown)} pictures: give one '
-                               'each')
+            raise PictureError(
+                f'{len(asked.labels)} labels for {len(shown)} pictures: give one each'
+            )
         if self.family is None or not shown:
             return [asked.prompt], []
         pictures = self.family.show(shown, asked.labels, self.decoder.controls)
@@ -546,13 +636,23 @@ class VLM:
                 self.decoder.stop()
         self.take_over(None)
         with self._encoding, self._decoding:
+            self._closed = True
             self._on_close.close()
+
+    def check_open(self) -> None:
+        """:raises InferenceError: the model has been closed, perhaps while this request waited"""
+        if self._closed:
+            raise InferenceError('the model is closed: load it again to ask it')
 
     def __enter__(self) -> VLM:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -605,12 +705,18 @@ class Conversation:
     History and pictures stay in the KV cache: a turn decodes only its own text.
     """
 
-    def __init__(self, vlm: VLM, system_prompt: str = '', overflow: str = 'drop_oldest',
-                 owner: object | None = None):
+    def __init__(
+        self,
+        vlm: VLM,
+        system_prompt: str = '',
+        overflow: str = 'drop_oldest',
+        owner: object | None = None,
+    ):
         """:param owner: whose cells the turns use; by default the conversation has its own"""
         if overflow not in ('drop_oldest', 'refuse'):
-            raise ConfigError(f'overflow is {overflow!r}: expected drop_oldest or refuse',
-                              'overflow')
+            raise ConfigError(
+                f'overflow is {overflow!r}: expected drop_oldest or refuse', 'overflow'
+            )
         self._vlm = vlm
         self._system_prompt = system_prompt
         self._overflow = overflow
@@ -634,22 +740,25 @@ class Conversation:
         """Decode now what any next question begins with: the system prompt, or the history."""
         self._vlm.take_over(None)
         with self._vlm._decoding:
+            self._vlm.check_open()
             self._prefill()
 
     def _prefill(self) -> Session:
         """Have a session with exactly what any next question begins with."""
         cache, config = self._vlm.cache, self.config_of(Request(''))
-        one, other = (flatten(cache.decoder, self._spans([*self._turns, turn], config))
-                      for turn in (Turn(['a'], []), Turn(['1'], [])))
+        one, other = (
+            flatten(cache.decoder, self._spans([*self._turns, turn], config))
+            for turn in (Turn(['a'], []), Turn(['1'], []))
+        )
         same = len(os.path.commonprefix([one.cells, other.cells]))
         if same > cache.decoder.n_ctx:
-            same = 0                        # the oldest turns leave with the next question
+            same = 0  # the oldest turns leave with the next question
         start = Prompt(one.cells[:same], [p for p in one.pictures if p[0] < same])
         session = cache.session(self.owner, start)
         if session.cells[:same] == start.cells:
             session.rewind(same)
         while session.cells != start.cells:
-            self._vlm.decoder.allow()       # whoever else is cancelled notices for itself
+            self._vlm.decoder.allow()  # whoever else is cancelled notices for itself
             session.prefill(start, lambda: False)
         return session
 
@@ -663,10 +772,19 @@ class Conversation:
         """
         self._vlm.take_over(None)
         with self._vlm._decoding:
+            self._vlm.check_open()
             session = self._prefill()
-            saved.write(Path(path), saved.Saved(
-                self._system_prompt, self._overflow, self._turns, session.cells,
-                session.state() if session.cells else b''), self._vlm.identity())
+            saved.write(
+                Path(path),
+                saved.Saved(
+                    self._system_prompt,
+                    self._overflow,
+                    self._turns,
+                    session.cells,
+                    session.state() if session.cells else b'',
+                ),
+                self._vlm.identity(),
+            )
 
     def reset(self) -> None:
         """Forget all turns."""
@@ -683,14 +801,17 @@ class Conversation:
         options = dict(asked.options)
         for name in options:
             if name not in PER_REQUEST:
-                raise ConfigError(f'{name} cannot differ from question to question; expected one '
-                                  f"of {', '.join(PER_REQUEST)}", name)
+                raise ConfigError(
+                    f'{name} cannot differ from question to question; expected one '
+                    f'of {", ".join(PER_REQUEST)}',
+                    name,
+                )
         if self._system_prompt:
             options.setdefault('system_prompt', self._system_prompt)
         config = replace(self._vlm.config, **options)
         self._vlm.check(config)
         if config.thinking and 'temperature' not in options and config.temperature == 0:
-            config = replace(config, temperature=0.6)       # as InternVL3.5's makers advise
+            config = replace(config, temperature=0.6)  # as InternVL3.5's makers advise
         return config
 
     def lay_out(self, turn: Turn, config: Config) -> tuple[list[Turn], list[Span], Prompt]:
@@ -717,8 +838,11 @@ class Conversation:
         template = self._vlm.template
         spans: list[Span] = []
         for turn in turns:
-            spans += (template.following(turn.user) if spans else
-                      template.opening(self._vlm.system_text(config), turn.user))
+            spans += (
+                template.following(turn.user)
+                if spans
+                else template.opening(self._vlm.system_text(config), turn.user)
+            )
             spans.append(turn.answer)
         return spans[:-1]
 
@@ -735,12 +859,26 @@ def without_oldest(turns: Sequence[Turn]) -> list[Turn]:
     return rest
 
 
-def request(prompt: str, images: Images = None, *, labels: Sequence[str] = (),
-            stop: Sequence[str] = (), logit_bias: Mapping[int, float] | None = None,
-            logprobs: int = 0, **options: Any) -> Request:
+def request(
+    prompt: str,
+    images: Images = None,
+    *,
+    labels: Sequence[str] = (),
+    stop: Sequence[str] = (),
+    logit_bias: Mapping[int, float] | None = None,
+    logprobs: int = 0,
+    **options: Any,
+) -> Request:
     """Make a request of keyword arguments."""
-    return Request(prompt, images, labels, [stop] if isinstance(stop, str) else stop, logit_bias,
-                   logprobs, options)
+    return Request(
+        prompt,
+        images,
+        labels,
+        [stop] if isinstance(stop, str) else stop,
+        logit_bias,
+        logprobs,
+        options,
+    )
 
 
 def picture_list(images: Images) -> list[ImageSource]:

@@ -8,7 +8,7 @@ import shutil
 import zipfile
 
 from conftest import DEMO, MODELS
-from hobot_vlm import ModelMismatch, StateError, VLM
+from hobot_vlm import InferenceError, ModelMismatch, StateError, VLM
 import numpy as np
 from pictures import picture
 import pytest
@@ -365,3 +365,20 @@ def test_a_large_file_is_known_by_a_sample(tmp_path):
     ):
         changed.tofile(path)
         assert fingerprint(path) != before
+
+
+def test_a_closed_model_says_so(tmp_path, state):
+    vlm = small('internvl')
+    chat = vlm.conversation()
+    vlm.close()
+    for use in (
+        lambda: vlm.ask('Hello'),
+        lambda: vlm.ask('Hello', picture(30, 30, 1)),
+        lambda: vlm.ask_many([('Hello', None)]),
+        lambda: chat.ask('Hello'),
+        chat.prefill,
+        lambda: chat.save(tmp_path / 'chat.state'),
+        lambda: vlm.restore(state[0]),
+    ):
+        with pytest.raises(InferenceError, match='the model is closed'):
+            use()

@@ -35,7 +35,7 @@ MAX_SEQUENCES = 32
 
 #: names of ggml types for the KV cache
 CACHE_TYPES = {'f16': lib.GGML_TYPE_F16, 'q8_0': lib.GGML_TYPE_Q8_0, 'q4_0': lib.GGML_TYPE_Q4_0}
-FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}       # llama_flash_attn_type
+FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}  # llama_flash_attn_type
 
 #: tokens per computed step while a prompt is read; llama.cpp's own default
 MAX_UBATCH = 512
@@ -54,7 +54,7 @@ def _log(level: int, text: bytes, _: Any) -> None:
         logger.debug('%s', line)
 
 
-on_log = lib.llama_log_callback(_log)      # kept: llama.cpp calls it as long as it runs
+on_log = lib.llama_log_callback(_log)  # kept: llama.cpp calls it as long as it runs
 
 
 @cache
@@ -67,7 +67,7 @@ def usable_cores() -> int:
     """Count the cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:                  # not on Linux
+    except AttributeError:  # not on Linux
         return os.cpu_count() or 1
 
 
@@ -78,25 +78,34 @@ def check_gguf(path: Path) -> None:
     :raises ModelFileError: it is not
     """
     if not path.is_file():
-        raise ModelFileError(path, 'there is no such file; give the path of the language model '
-                             '(.gguf) in llm_model_name, or a name that `vlm models` lists in '
-                             'model')
+        raise ModelFileError(
+            path,
+            'there is no such file; give the path of the language model '
+            '(.gguf) in llm_model_name, or a name that `vlm models` lists in '
+            'model',
+        )
     with path.open('rb') as file:
         head = file.read(8)
     if head[:4] != b'GGUF':
-        raise ModelFileError(path, f'it starts with {head[:4]!r} instead of GGUF, so it is no '
-                             'model of llama.cpp; give a .gguf file')
+        raise ModelFileError(
+            path,
+            f'it starts with {head[:4]!r} instead of GGUF, so it is no '
+            'model of llama.cpp; give a .gguf file',
+        )
     if len(head) < 8 or not 2 <= struct.unpack('<I', head[4:])[0] <= 16:
-        raise ModelFileError(path, 'its GGUF version is unknown; expected 2 or 3. Fetch the file '
-                             'again or convert the model anew')
+        raise ModelFileError(
+            path,
+            'its GGUF version is unknown; expected 2 or 3. Fetch the file '
+            'again or convert the model anew',
+        )
 
 
 class Outcome(Enum):
     """How a batch ended."""
 
     DONE = 'done'
-    STOPPED = 'stopped'                     # cells may have been written
-    NO_ROOM = 'no room'                     # nothing was written
+    STOPPED = 'stopped'  # cells may have been written
+    NO_ROOM = 'no room'  # nothing was written
 
 
 class Decoder:
@@ -111,9 +120,18 @@ class Decoder:
     :raises ModelFileError: missing, cut short or no language model
     """
 
-    def __init__(self, path: str | Path, *, n_ctx: int = 4096, n_batch: int = 512,
-                 n_gpu_layers: int = 0, threads: int = 0, cache_type: str = 'f16',
-                 flash_attention: str = 'auto', mmap: bool = True):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        n_ctx: int = 4096,
+        n_batch: int = 512,
+        n_gpu_layers: int = 0,
+        threads: int = 0,
+        cache_type: str = 'f16',
+        flash_attention: str = 'auto',
+        mmap: bool = True,
+    ):
         self.path = Path(path)
         self._on_close = ExitStack()
         check_gguf(self.path)
@@ -127,9 +145,12 @@ class Decoder:
         self.model = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self.model:
             why = '; '.join(last_errors) or 'llama.cpp gave no reason'
-            raise ModelFileError(self.path, f'llama.cpp cannot load it ({why}); expected a whole '
-                                 'GGUF language model: fetch it again, or give the decoder and '
-                                 'not the mmproj')
+            raise ModelFileError(
+                self.path,
+                f'llama.cpp cannot load it ({why}); expected a whole '
+                'GGUF language model: fetch it again, or give the decoder and '
+                'not the mmproj',
+            )
         self._on_close.callback(lib.llama_model_free, self.model)
         if not lib.llama_model_has_decoder(self.model):
             self.close()
@@ -149,7 +170,7 @@ class Decoder:
         settings.n_batch = self.n_batch
         settings.n_ubatch = min(self.n_batch, MAX_UBATCH)
         settings.n_seq_max = MAX_SEQUENCES
-        settings.kv_unified = True          # any sequence may use any cell
+        settings.kv_unified = True  # any sequence may use any cell
         settings.type_k = settings.type_v = CACHE_TYPES[cache_type]
         settings.flash_attn_type = FLASH_ATTENTION[flash_attention]
         settings.n_threads = settings.n_threads_batch = threads or usable_cores()
@@ -158,8 +179,11 @@ class Decoder:
         if not self.context:
             why = '; '.join(last_errors) or 'llama.cpp gave no reason'
             self.close()
-            raise ModelFileError(self.path, f'llama.cpp makes no context of {n_ctx} cells for it '
-                                 f'({why}); lower n_ctx or free memory')
+            raise ModelFileError(
+                self.path,
+                f'llama.cpp makes no context of {n_ctx} cells for it '
+                f'({why}); lower n_ctx or free memory',
+            )
         self._on_close.callback(lib.llama_free, self.context)
         self.memory = lib.llama_get_memory(self.context)
         # 3. the way to stop it
@@ -189,11 +213,18 @@ class Decoder:
         last_errors.clear()
         adapter = lib.llama_adapter_lora_init(self.model, os.fsencode(path))
         if not adapter:
-            raise ModelFileError(path, f"llama.cpp cannot load it ({'; '.join(last_errors)}); "
-                                 f'expected a LoRA adapter made for {self.path}')
+            raise ModelFileError(
+                path,
+                f'llama.cpp cannot load it ({"; ".join(last_errors)}); '
+                f'expected a LoRA adapter made for {self.path}',
+            )
         # the model owns the adapter and frees it
-        lib.llama_set_adapters_lora(self.context, (lib.llama_adapter_lora_p_ctypes * 1)(adapter),
-                                    1, (ctypes.c_float * 1)(scale))
+        lib.llama_set_adapters_lora(
+            self.context,
+            (lib.llama_adapter_lora_p_ctypes * 1)(adapter),
+            1,
+            (ctypes.c_float * 1)(scale),
+        )
 
     def warm_up(self) -> None:
         """Run one token, so that the weights are in memory before the first question."""
@@ -214,8 +245,9 @@ class Decoder:
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
         assert strlen
         self._stop_callback = lib.ggml_abort_callback(strlen)
-        lib.llama_set_abort_callback(self.context, self._stop_callback,
-                                     ctypes.addressof(self._stop))
+        lib.llama_set_abort_callback(
+            self.context, self._stop_callback, ctypes.addressof(self._stop)
+        )
 
     def stop(self) -> None:
         """Make the running batch, or the next one, end early; callable from any thread."""
@@ -227,8 +259,9 @@ class Decoder:
 
     # -- running -----------------------------------------------------------------------------
 
-    def run_tokens(self, tokens: npt.NDArray[np.int32], position: int, seq: int,
-                   logits: bool) -> Outcome:
+    def run_tokens(
+        self, tokens: npt.NDArray[np.int32], position: int, seq: int, logits: bool
+    ) -> Outcome:
         """
         Decode tokens at consecutive positions.
 
@@ -240,8 +273,9 @@ class Decoder:
         self._batch.token, self._batch.embd = self._batch_token, None
         return self._run_consecutive(n, position, seq, logits)
 
-    def run_embeddings(self, data: npt.NDArray[np.float32], position: int, seq: int,
-                       logits: bool) -> Outcome:
+    def run_embeddings(
+        self, data: npt.NDArray[np.float32], position: int, seq: int, logits: bool
+    ) -> Outcome:
         """
         Put embeddings, float32 (n, n_embd), at consecutive positions; as ``run_tokens``.
 
@@ -263,7 +297,7 @@ class Decoder:
         batch.token, batch.embd = self._batch_token, None
         for i, (token, position, seq) in enumerate(rows):
             self._tokens[i], self._pos[i], batch.seq_id[i][0] = token, position, seq
-        self._logits[:len(rows)] = 1
+        self._logits[: len(rows)] = 1
         return self._run(len(rows))
 
     def _run_consecutive(self, n: int, position: int, seq: int, logits: bool) -> Outcome:
@@ -284,13 +318,13 @@ class Decoder:
             return Outcome.NO_ROOM
         if status == 2:
             return Outcome.STOPPED
-        raise InferenceError(f'llama.cpp failed on a batch of {n}: status {status} '
-                             + '; '.join(last_errors))
+        raise InferenceError(
+            f'llama.cpp failed on a batch of {n}: status {status} ' + '; '.join(last_errors)
+        )
 
     def logits(self, row: int = -1) -> npt.NDArray[np.float32]:
         """Give the logits of a row of the last batch: float32 (n_vocab,), a view."""
-        return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.context, row),
-                                     (self.n_vocab,))
+        return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.context, row), (self.n_vocab,))
 
     # -- tokens ------------------------------------------------------------------------------
 
@@ -309,7 +343,7 @@ class Decoder:
     def piece(self, token: int) -> bytes:
         """Give the bytes of a token; control tokens have none."""
         n = lib.llama_token_to_piece(self.vocab, token, self._piece, len(self._piece), 0, False)
-        if n < 0:                           # a token longer than any seen: take what it needs
+        if n < 0:  # a token longer than any seen: take what it needs
             self._piece = ctypes.create_string_buffer(-n)
             n = lib.llama_token_to_piece(self.vocab, token, self._piece, -n, 0, False)
         return self._piece.raw[:n]
@@ -328,8 +362,14 @@ class Decoder:
         wanted = ATTR_CONTROL | ATTR_USER_DEFINED | ATTR_UNKNOWN
         found = [i for i in range(self.n_vocab) if attribute(vocab, i) & wanted]
         named = {lib.llama_vocab_get_text(vocab, i).decode('utf-8', 'replace'): i for i in found}
-        marks = [text for text, i in named.items() if len(text) > 1 and text[0] in '<['
-                 and text[-1] in '>]' and not attribute(vocab, i) & ATTR_CONTROL]
+        marks = [
+            text
+            for text, i in named.items()
+            if len(text) > 1
+            and text[0] in '<['
+            and text[-1] in '>]'
+            and not attribute(vocab, i) & ATTR_CONTROL
+        ]
         return named, marks
 
     def bos(self) -> int | None:
@@ -342,8 +382,10 @@ class Decoder:
     def bos_and_eos(self) -> tuple[str, str]:
         """Give the texts of both tokens, for chat templates; empty where there is none."""
         tokens = lib.llama_vocab_bos(self.vocab), lib.llama_vocab_eos(self.vocab)
-        bos, eos = ('' if t < 0 else lib.llama_vocab_get_text(self.vocab, t).decode(
-            'utf-8', 'replace') for t in tokens)
+        bos, eos = (
+            '' if t < 0 else lib.llama_vocab_get_text(self.vocab, t).decode('utf-8', 'replace')
+            for t in tokens
+        )
         return bos, eos
 
     # -- what the file says ------------------------------------------------------------------
@@ -371,7 +413,8 @@ class Decoder:
         if width != self.n_embd:
             raise ModelMismatch(
                 f'{encoder} gives embeddings of width {width}, and {self.path} reads width '
-                f'{self.n_embd}: give the encoder and the decoder of one model')
+                f'{self.n_embd}: give the encoder and the decoder of one model'
+            )
 
     # -- the end -----------------------------------------------------------------------------
 

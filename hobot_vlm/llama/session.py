@@ -48,7 +48,8 @@ def flatten(decoder: Decoder, spans: list[Span]) -> Prompt:
     prompt = Prompt()
     bos = decoder.bos()
     if bos is not None and not (
-            spans and isinstance(spans[0], Control) and decoder.controls[spans[0].token] == bos):
+        spans and isinstance(spans[0], Control) and decoder.controls[spans[0].token] == bos
+    ):
         prompt.cells.append(bos)
     text = ''
     for span in [*spans, None]:
@@ -99,7 +100,7 @@ class Session:
         self._cache = cache
         self._decoder = cache.decoder
         self.seq = seq
-        self.cells: list[int] = []          # what each holds, as in Prompt.cells
+        self.cells: list[int] = []  # what each holds, as in Prompt.cells
 
     def reusable(self, prompt: Prompt) -> int:
         """
@@ -140,7 +141,7 @@ class Session:
                 tokens = np.array(prompt.cells[at:end], np.int32)
                 run = partial(self._decoder.run_tokens, tokens, at, self.seq, logits)
             else:
-                rows = data[at - first:end - first]
+                rows = data[at - first : end - first]
                 run = partial(self._decoder.run_embeddings, rows, at, self.seq, logits)
             if not self._keep(prompt.cells[at:end], run):
                 return False
@@ -183,8 +184,10 @@ class Session:
         data = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
         size = lib.llama_state_seq_set_data(self._decoder.context, data, len(state), self.seq)
         memory = self._decoder.memory
-        first_and_last = (lib.llama_memory_seq_pos_min(memory, self.seq),
-                          lib.llama_memory_seq_pos_max(memory, self.seq))
+        first_and_last = (
+            lib.llama_memory_seq_pos_min(memory, self.seq),
+            lib.llama_memory_seq_pos_max(memory, self.seq),
+        )
         if size != len(state) or first_and_last != (0, len(cells) - 1):
             self.rewind(0)
             return False
@@ -244,7 +247,7 @@ class Cache:
         while not session.take(cells, state):
             if not others:
                 return False
-            others.pop(0).rewind(0)         # the one that was used longest ago
+            others.pop(0).rewind(0)  # the one that was used longest ago
         return True
 
     def run(self, run: Callable[[], Outcome], users: set[Session]) -> bool:
@@ -262,7 +265,8 @@ class Cache:
             else:
                 raise InferenceError(
                     f'the KV cache of {self.decoder.n_ctx} cells is full: raise n_ctx, or ask '
-                    'fewer questions at once')
+                    'fewer questions at once'
+                )
         return outcome is Outcome.DONE
 
     def step(self, tokens: Sequence[tuple[Session, int]]) -> bool:

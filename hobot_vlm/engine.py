@@ -640,7 +640,11 @@ class VLM:
             self._on_close.close()
 
     def check_open(self) -> None:
-        """:raises InferenceError: the model has been closed, perhaps while this request waited"""
+        """
+        Check that the model may be used, once it is this request's turn.
+
+        :raises InferenceError: it was closed, perhaps while the request waited
+        """
         if self._closed:
             raise InferenceError('the model is closed: load it again to ask it')
 

@@ -337,14 +337,21 @@ def test_an_answer_follows_a_schema(demo, sample, tmp_path):
         'additionalProperties': False,
         'properties': {
             'colour': {'enum': ['red', 'blue']},
-            'count': {'type': 'integer', 'minimum': 0, 'maximum': 9},
+            'count': {'type': 'integer', 'minimum': 17, 'maximum': 203},
+            'sure': {'type': 'number', 'minimum': -1, 'maximum': 1},
         },
     }
     path = tmp_path / 'schema.json'
     path.write_text(json.dumps(schema))
-    for given in (json.dumps(schema), str(path)):
-        answer = json.loads(demo.ask(QUESTION, sample, json_schema=given).text)
-        assert set(answer) == {'colour', 'count'} and answer['colour'] in ('red', 'blue')
+    for seed in range(20):
+        given = str(path) if seed % 2 else json.dumps(schema)
+        reply = demo.ask(QUESTION, sample, json_schema=given, temperature=5.0, seed=seed)
+        answer = json.loads(reply.text)
+        assert set(answer) - {'sure'} == {'colour', 'count'} and answer['colour'] in (
+            'red',
+            'blue',
+        )
+        assert 17 <= answer['count'] <= 203 and abs(answer.get('sure', 0)) <= 1
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 import ctypes
-import json
-import re
 import secrets
 from typing import Any
 
 from llama_cpp import llama_cpp as lib
-from llama_cpp.llama_grammar import json_schema_to_gbnf
 import numpy as np
 
 from .model import Decoder
+from .schema import grammar_of_schema
 from ..config import Config
 from ..errors import GrammarError
 from ..values import TokenLogprob
-
-#: a quoted text of GBNF, or a class of characters
-_LITERAL_OR_CLASS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
 
 #: tokens of the answer that repeat_penalty looks back at; llama.cpp's own default
 PENALTY_WINDOW = 64
@@ -37,29 +32,7 @@ def grammar_of(config: Config) -> str:
         return grammar
     if grammar:
         raise GrammarError('grammar and json_schema are both set: give one of them')
-    try:
-        json.loads(schema)
-    except json.JSONDecodeError as exc:
-        raise GrammarError(f'json_schema is no JSON: {exc}') from exc
-    try:
-        return _without_control_characters(str(json_schema_to_gbnf(schema)))
-    except Exception as exc:  # the converter raises whatever a schema provokes
-        raise GrammarError(f'json_schema cannot be followed: {exc}') from exc
-
-
-def _without_control_characters(grammar: str) -> str:
-    """
-    Keep quotes and raw line ends out of the strings of a JSON grammar.
-
-    The converter lets a string hold any character but quote and backslash, and a pattern's dot
-    any character at all; JSON allows neither quotes nor control characters.
-    """
-
-    def narrowed(match: re.Match[str]) -> str:
-        part = match.group()
-        return r'[^"\\\x00-\x1F' + part[2:] if part.startswith('[^') else part
-
-    return _LITERAL_OR_CLASS.sub(narrowed, grammar)
+    return grammar_of_schema(schema)
 
 
 class Sampler:

@@ -16,12 +16,14 @@ from pathlib import Path
 from statistics import median
 import subprocess
 import sys
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from hobot_vlm import Reply, VLM
+from hobot_vlm.encoders import VisionEncoder
 from hobot_vlm.families import family
 from hobot_vlm.llama.model import usable_cores
+from hobot_vlm.values import ImageTiles
 from llama_cpp import llama_cpp as lib
 import numpy as np
 
@@ -36,6 +38,8 @@ BOUNDS = {
     'SmolVLM, 12 tiles and the global picture, ms': (120, False),
     'share of decoding spent in llama.cpp': (0.97, True),
     'repeated question, share of first time to first token': (1 / 8, False),
+    '8 answers side by side, share of the time in a row': (0.5, False),
+    'pictures encoded elsewhere meanwhile, times faster': (1.7, True),
     'node overhead, ms': (15, False),
     'image callback, 99th percentile, ms': (2, False),
 }
@@ -157,6 +161,60 @@ def bench_model(
     report.add(section, name if check else 'share in llama.cpp', median(shares))
 
 
+class Elsewhere:
+    """An encoder that takes as long as it is told to, and none of this machine's time."""
+
+    def __init__(self, encoder: VisionEncoder, seconds: float):
+        self._encoder, self._seconds = encoder, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode(self, tiles: ImageTiles) -> np.ndarray:
+        """Give what the real one gives, later."""
+        end = perf_counter() + self._seconds
+        embeddings = self._encoder.encode(tiles)
+        sleep(max(end - perf_counter(), 0))
+        return embeddings
+
+
+def bench_many(report: Report, section: str, vlm: VLM, runs: int) -> None:
+    """Time several answers at once, against one after the other."""
+    picture = frame(99)
+    questions = [f'What is in row {i} of the picture?' for i in range(8)]
+    vlm.ask(questions[0], picture, n_predict=4)
+    began = perf_counter()
+    alone = [vlm.ask(q, picture, n_predict=64) for q in questions]
+    middle = perf_counter()
+    together = vlm.ask_many([(q, picture) for q in questions], parallel=8, n_predict=64)
+    end = perf_counter()
+    if [r.text for r in alone] != [r.text for r in together]:
+        report.missed.append(f'{section}: answers side by side are not those in a row')
+    report.add(section, '8 answers in a row, ms', 1000 * (middle - began))
+    report.add(
+        section,
+        '8 answers side by side, share of the time in a row',
+        (end - middle) / (middle - began),
+    )
+    assert vlm.encoder is not None
+    pictures = [frame(200 + i)[:448, :448] for i in range(2 * runs + 1)]
+    options = {'n_predict': 16}
+    timings = vlm.ask('What is this?', pictures.pop(), **options).timings
+    elsewhere = (timings.prefill_ms + timings.decode_ms) / 1000
+    vlm.encoder = Elsewhere(vlm.encoder, elsewhere)  # type: ignore[assignment]
+    began = perf_counter()
+    for picture in pictures[:runs]:
+        vlm.ask('What is this?', picture, **options)
+    middle = perf_counter()
+    vlm.ask_many([('What is this?', p) for p in pictures[runs:]], parallel=1, **options)
+    end = perf_counter()
+    report.add(
+        section,
+        'pictures encoded elsewhere meanwhile, times faster',
+        (middle - began) / (end - middle),
+    )
+
+
 def big_files() -> tuple[Path, Path]:
     """Make, once, a decoder of Qwen2.5-0.5B's shape and an encoder of 256 embeddings for it."""
     decoder, encoder = BUILD / 'qwen2.5-0.5b-q8_0.gguf', BUILD / 'encoder-256x896.onnx'
@@ -242,6 +300,7 @@ def main() -> None:
                 32,
                 check=True,
             )
+            bench_many(report, 'Many questions, the same decoder', vlm, args.runs)
     if 'node' in args.sections:
         bench_node(report)
     if args.json:

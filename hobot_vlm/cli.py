@@ -41,6 +41,7 @@ CHAT_HELP = """\
 /image FILE     show a picture or a video; the next question is about it
 /reset          forget the conversation; the picture is shown again
 /system TEXT    give the model another system prompt, and start afresh
+/save FILE      keep the conversation; `vlm chat --restore FILE` goes on with it
 /stats          say how long the last answer took
 /help           this list
 /quit           leave; so does Ctrl-D. Ctrl-C stops an answer"""
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument(
         'images', nargs='*', metavar='IMAGE', help='what the first question is about'
     )
+    chat.add_argument('--restore', metavar='FILE', help='go on with a conversation of /save')
     chat.set_defaults(run=_chat)
 
     models = commands.add_parser('models', help='list the models that are known by name')
@@ -142,6 +144,16 @@ def _asking(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
         help='set an option (see below); repeatable',
     )
     command.add_argument('--json-schema', metavar='FILE', help='make every answer fit a schema')
+    command.add_argument(
+        '--stop', action='append', default=[], metavar='TEXT', help='end an answer there'
+    )
+    command.add_argument(
+        '--logprobs',
+        type=int,
+        default=0,
+        metavar='N',
+        help='with --json: the N likeliest tokens in each place',
+    )
     command.add_argument('--params-file', metavar='FILE', help='options from a ROS parameter file')
     command.add_argument('--frames', type=int, default=8, help='frames taken from a video (8)')
     command.add_argument('--json', action='store_true', help='print one JSON object per answer')
@@ -178,7 +190,8 @@ def _ask(args: argparse.Namespace) -> int:
     from .engine import VLM
 
     with VLM(config) as vlm:
-        reply, interrupted = _answer(vlm, vlm.stream(prompt.strip(), **shown), args, bool(shown))
+        answer = vlm.stream(prompt.strip(), stop=args.stop, logprobs=args.logprobs, **shown)
+        reply, interrupted = _answer(vlm, answer, args, bool(shown))
     if args.stats:
         _say(_timings(reply))
     return EXIT_INTERRUPTED if interrupted else 0
@@ -349,7 +362,7 @@ class _Chat:
     def __init__(self, vlm: VLM, args: argparse.Namespace, shown: dict[str, Any]):
         self._vlm = vlm
         self._args = args
-        self._talk = vlm.conversation()
+        self._talk = vlm.restore(args.restore) if args.restore else vlm.conversation()
         self._shown = shown
         self._unseen = bool(shown)
         self._last: Reply | None = None
@@ -373,7 +386,9 @@ class _Chat:
 
     def _question(self, prompt: str) -> None:
         shown = self._shown if self._unseen else {}
-        answer = self._talk.stream(prompt, **shown)
+        answer = self._talk.stream(
+            prompt, stop=self._args.stop, logprobs=self._args.logprobs, **shown
+        )
         self._last, _ = _answer(self._vlm, answer, self._args, bool(shown))
         self._unseen = False
         if self._args.stats:
@@ -390,13 +405,15 @@ class _Chat:
             self._talk.reset()
             self._talk = self._vlm.conversation(system_prompt=rest)
             self._unseen = bool(self._shown)
+        elif name == 'save' and rest:
+            self._talk.save(os.path.expanduser(rest))
         elif name == 'stats':
             _say(_timings(self._last) if self._last else 'no answer yet')
         elif name == 'help':
             _say(CHAT_HELP)
-        elif name in ('image', 'system'):
+        elif name in ('image', 'save', 'system'):
             raise ConfigError(
-                f'/{name} wants {"a file" if name == "image" else "a text"} behind it'
+                f'/{name} wants {"a text" if name == "system" else "a file"} behind it'
             )
         else:
             raise ConfigError(f'there is no /{name}; /help lists what there is')

@@ -366,6 +366,33 @@ def test_image_reset_and_system(run, sample, tmp_path):
     assert system['prompt_tokens'] > first['prompt_tokens']
 
 
+def test_a_chat_goes_on_where_it_was_saved(run, sample, tmp_path):
+    path, question = tmp_path / 'a talk.state', 'Describe the picture.'
+    status, out, err = run(
+        'chat', '--json', sample, stdin=f'{question}\n/save {path}\n{question}\n'
+    )
+    assert (status, err) == (0, '')
+    expected = json.loads(out.splitlines()[1])
+    status, out, err = run('chat', '--json', '--restore', path, stdin=f'{question}\n')
+    assert (status, err) == (0, '')
+    reply = json.loads(out)
+    timings = reply.pop('timings'), expected.pop('timings')
+    assert reply == expected
+    assert timings[0]['encode_ms'] == 0
+    path.write_bytes(path.read_bytes()[:1000])
+    assert str(path) in complaint(run('chat', '--restore', path, stdin=f'{question}\n'))
+
+
+def test_stop_and_logprobs(run, sample):
+    question = ('ask', 'Describe the picture.', sample, '--json')
+    whole = json.loads(run(*question)[1])
+    reply = json.loads(run(*question, '--stop', ' on the', '--stop', 'zebra', '--logprobs', 2)[1])
+    assert reply['finish_reason'] == 'stop'
+    assert reply['text'] == whole['text'].partition(' on the')[0]
+    assert len(reply['logprobs']) == reply['completion_tokens']
+    assert all(len(token['top']) == 2 for token in reply['logprobs'])
+
+
 def test_chat_commands_answer_on_stderr(run, sample):
     status, out, err = run(
         'chat', stdin=f'/stats\n/help\n/image {sample}\nDescribe the picture.\n/stats\n'
@@ -383,6 +410,8 @@ def test_chat_commands_answer_on_stderr(run, sample):
         ('/image', '/image wants a file'),
         ('/image absent.png', 'absent.png'),
         ('/system', '/system wants a text'),
+        ('/save', '/save wants a file'),
+        ('/save /no/such/folder/talk', '/no/such/folder/talk'),
         ('word ' * 6000, 'n_ctx'),
     ],
 )

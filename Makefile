@@ -18,7 +18,7 @@ ifneq ($(ROS),)
   PYTHON_CHECK := True
 else
   PYTHON ?= $(firstword $(shell command -v python3.11 python3))
-  PACKAGES := --editable '.[ros,test]'
+  PACKAGES := --editable '.[ros,test,messages]'
   PYTHON_CHECK := sys.version_info[:2] == (3, 11)
 endif
 READY := $(VENV)/.ready-$(or $(ROS),wheels)
@@ -49,6 +49,7 @@ demo: setup
 	@$(BIN)/hobot_vlm --ros-args -p feed_type:=0 -p user_prompt:="Describe the picture."
 
 test: check
+	@$(BIN)/python test/ros/messages/make.py
 	$(BIN)/python -m pytest
 
 check: setup

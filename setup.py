@@ -44,6 +44,7 @@ setup(
     extras_require={
         # ROS 2 without a ROS installation: wheels for CPython 3.11 on x86-64 Linux
         'ros': [
+            'ros-kilted-builtin-interfaces',
             'ros-kilted-diagnostic-msgs',
             'ros-kilted-lifecycle-msgs',
             'ros-kilted-rcl-interfaces',
@@ -63,6 +64,18 @@ setup(
             'ruff',
             'setuptools',  # the tests install this package as colcon does
             'types-PyYAML',
+        ],
+        # for the tests: makes the messages that PyPI lacks
+        'messages': [
+            'catkin_pkg',
+            'cmake',
+            'ros-kilted-ament-cmake',
+            'ros-kilted-ament-cmake-include-directories',
+            'ros-kilted-ament-cmake-ros-core',
+            'ros-kilted-ament-package',
+            'ros-kilted-geometry-msgs',
+            'ros-kilted-rosidl-core-generators',
+            'ros-kilted-rosidl-default-generators',
         ],
         # what makes the demo model, the test models and encoder exports
         'tools': ['emoji', 'gguf', 'onnx', 'onnxscript', 'tokenizers', 'torch', 'transformers>=5'],

@@ -34,8 +34,9 @@ LANCZOS = 1
 BICUBIC = 3
 
 ORIENTATION = 0x0112
-MAX_BANDS = 4
-BAND_WORK = 500_000  # values of a picture that are worth a thread
+MAX_CORES = 4
+BANDS = 8
+BAND_WORK = 500_000  # values of a picture that are worth a core
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -187,18 +188,35 @@ def place(rgb: Pixels, width: int, height: int, resample: int, fit: str) -> Pixe
                 (old_height + seen_height) / 2,
             ),
         )
-    new_width = max(1, min(width, old_width * height // old_height))
-    new_height = max(1, min(height, old_height * width // old_width))
-    left, top = (width - new_width) // 2, (height - new_height) // 2
-    if fit == 'topleft':
-        left = top = 0
-        if old_width <= width and old_height <= height:
-            new_width, new_height = old_width, old_height
+    left, top, new_width, new_height = map(int, placed(old_width, old_height, width, height, fit))
     canvas = np.zeros((height, width, 3), np.uint8)
     canvas[top : top + new_height, left : left + new_width] = resize(
         rgb, new_width, new_height, resample
     )
     return canvas
+
+
+def placed(
+    old_width: int, old_height: int, width: int, height: int, fit: str
+) -> tuple[float, float, float, float]:
+    """
+    Say where on a canvas ``place`` puts a picture; what ``cover`` crops lies beyond its edges.
+
+    :return: left, top, width and height of the whole picture, in pixels of the canvas
+    """
+    if fit == 'fill':
+        return 0, 0, width, height
+    if fit == 'cover':
+        scale = max(width / old_width, height / old_height)
+        new_width, new_height = scale * old_width, scale * old_height
+        return (width - new_width) / 2, (height - new_height) / 2, new_width, new_height
+    if fit == 'topleft' and old_width <= width and old_height <= height:
+        return 0, 0, old_width, old_height
+    new_width = max(1, min(width, old_width * height // old_height))
+    new_height = max(1, min(height, old_height * width // old_width))
+    if fit == 'topleft':
+        return 0, 0, new_width, new_height
+    return (width - new_width) // 2, (height - new_height) // 2, new_width, new_height
 
 
 def resize(
@@ -259,13 +277,27 @@ def _down(rgb: Pixels, height: int, resample: int, top: float, bottom: float) ->
 
 
 def _on_all_cores(band: Callable[[int, int], None], length: int, work: int) -> None:
-    """Make one band on each core; Pillow computes without the lock of Python."""
-    count = max(1, min(MAX_BANDS, os.cpu_count() or 1, length, work // BAND_WORK))
-    if count == 1:
+    """
+    Make bands on all cores; Pillow computes without the lock of Python.
+
+    There are more bands than cores, and each core takes the next one that nobody has: one that is
+    slow to wake up keeps the others from nothing.
+    """
+    count = max(1, min(MAX_CORES, os.cpu_count() or 1, work // BAND_WORK))
+    if count == 1 or length < BANDS:
         return band(0, length)
-    edges = [length * index // count for index in range(count + 1)]
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(band, edges[:-1], edges[1:]))
+    edges = [length * index // BANDS for index in range(BANDS + 1)]
+    bands = iter(list(zip(edges[:-1], edges[1:], strict=True)))
+
+    def make() -> None:
+        for start, stop in bands:
+            band(start, stop)
+
+    with ThreadPoolExecutor(count - 1) as pool:
+        others = [pool.submit(make) for _ in range(count - 1)]
+        make()
+    for other in others:
+        other.result()
 
 
 def cut(canvas: Pixels, side: int, overview: Pixels) -> Pixels:

@@ -125,7 +125,14 @@ class TextChunk:
 
 @dataclass(frozen=True)
 class Box:
-    """A region that the answer names, in pixels of the original picture."""
+    """
+    A region that the answer names.
+
+    Its corners are in pixels of the original picture, from its upper left corner: 0 <= x1 < x2 <=
+    width and 0 <= y1 < y2 <= height.
+
+    :param label: what it holds, in the model's words; else the thing that was asked for
+    """
 
     label: str
     x1: float
@@ -153,13 +160,14 @@ class Reply:
     """
     A whole answer.
 
-    :param finish_reason: ``stop`` (the model ended), ``length`` or ``cancelled``
+    :param finish_reason: ``stop`` (the model ended), ``length``, ``cancelled`` or, from the ROS
+        node only, ``error``
     :param prompt_tokens: cells that the prompt takes in the KV cache, pictures included
     :param image_tokens: how many of them are embeddings of pictures
     :param completion_tokens: tokens of the answer
     :param reused_tokens: how many prompt tokens were in the KV cache already
     :param thinking: the model's reasoning, where there was any
-    :param boxes: regions that the answer names
+    :param boxes: regions that the answer names, where they were asked for
     :param logprobs: one entry per token, where they were asked for
     """
 

@@ -8,11 +8,13 @@ import json
 from pathlib import Path
 import re
 import shlex
-import warnings
 import xml.etree.ElementTree as ElementTree
 
 from hobot_vlm import catalogue, cli
 from hobot_vlm.config import NodeConfig
+from hobot_vlm.ros.inbox import Prompt, Stamp
+from hobot_vlm.ros.outcome import Outcome, Shown
+from hobot_vlm.values import Box, Reply
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +81,7 @@ def test_every_parameter_has_chinese_words_and_no_other(make_tables):
 
 
 @pytest.mark.parametrize(
-    ('name', 'phrase'), [('README.md', 'are accepted, so that'), ('README_cn.md', '只是为了兼容')]
+    ('name', 'phrase'), [('README.md', 'accepted, so that'), ('README_cn.md', '只是为了兼容')]
 )
 def test_the_parameters_without_effect_are_named(name, phrase):
     sources = [
@@ -159,8 +161,10 @@ def test_every_command_of_vlm_is_understood(path, capsys):
                 NodeConfig.from_flat(dict([words[i + 1].split('=', 1)]))
             if word == '--model' or words[1] == 'download':
                 catalogue.find(words[-1])
-    for option in re.findall(r'`vlm \w+ [^`]*?(--[\w-]+)', path.read_text(encoding='utf-8')):
-        assert option in options_of_vlm(capsys, 'ask'), option
+    for command, option in re.findall(
+        r'`vlm (\w+) [^`]*?(--[\w-]+)', path.read_text(encoding='utf-8')
+    ):
+        assert option in options_of_vlm(capsys, command), option
 
 
 @EACH
@@ -217,26 +221,19 @@ def test_the_answer_below_the_picture_is_the_real_one(name, demo, sample):
 
 
 def test_the_reply_is_described_and_its_example_is_one():
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # what rclpy imports warns of itself
-        outputs = pytest.importorskip('hobot_vlm.ros.outputs', reason='needs rclpy')
-    from hobot_vlm.ros.inbox import Prompt, Stamp
-    from hobot_vlm.values import Reply
-
     text = (ROOT / 'docs' / 'reply.md').read_text(encoding='utf-8')
     described = {
         name
         for cell in re.findall(r'^\| (`.*?`) \|', text, re.MULTILINE)
         for name in re.findall(r'\w+', cell)
     }
-    shown = outputs.Shown('/image', Stamp(1, 2), 'camera', 0.5, 640, 360)
-    real = json.loads(
-        outputs.Outcome(Prompt('?', Stamp(1, 2)), Reply('!', thinking='...'), (shown,)).as_json()
-    )
-    names = set(real) | set(real['timings']) | set(real['pictures'][0])
+    shown = Shown('/image', Stamp(1, 2), 'camera', 0.5, 640, 360)
+    reply = Reply('!', thinking='...', boxes=(Box('dog', 1.5, 2, 3, 4),))
+    real = json.loads(Outcome(Prompt('?', Stamp(1, 2)), reply, (shown,)).as_json())
+    names = set(real) | set(real['timings']) | set(real['pictures'][0]) | set(real['boxes'][0])
     assert described == names
     (example,) = map(json.loads, blocks(text, 'json'))
-    del real['thinking']
+    del real['thinking'], real['boxes']
     assert shape(example) == shape(real)
 
 

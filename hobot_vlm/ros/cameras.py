@@ -24,7 +24,7 @@ except ImportError:  # Humble
 
 from .parameters import topics_of
 from ..config import NodeConfig
-from ..errors import BackendMissing
+from ..errors import BackendMissing, PictureError
 
 HBM_TOPIC = '/hbmem_img'
 
@@ -59,15 +59,29 @@ def message_reader(kind: Any) -> Callable[[bytes], Any]:
 
     rosbags, which rosbags-image brings along, does it without copying the pixels one by one; its
     messages have the same fields. Where it is missing, or does not know the message, rclpy reads.
+    The function raises PictureError for what is no such message.
     """
     name = f'{kind.__module__.split(".")[0]}/msg/{kind.__name__}'
+    decode = decoder(name) or (lambda data: deserialize_message(data, kind))
+
+    def read(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except Exception as exc:  # each library has its own errors
+            raise PictureError(f'{len(data)} bytes that are no {name}: {exc}') from exc
+
+    return read
+
+
+def decoder(name: str) -> Callable[[bytes], Any] | None:
+    """Give rosbags' function for messages of this name, where it has one."""
     try:
         from rosbags.typesys import get_typestore, Stores
     except ImportError:
-        return lambda data: deserialize_message(data, kind)
+        return None
     store = get_typestore(Stores.ROS2_HUMBLE)  # pictures are the same in all releases
     if name not in store.types:
-        return lambda data: deserialize_message(data, kind)
+        return None
     return lambda data: store.deserialize_cdr(data, name)
 
 

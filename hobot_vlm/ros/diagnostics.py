@@ -14,7 +14,7 @@ from pathlib import Path
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
-from .outputs import Outcome
+from .outcome import Outcome
 
 PERIOD = 1.0
 

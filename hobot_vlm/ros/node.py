@@ -36,7 +36,8 @@ from . import parameters
 from .cameras import Camera, message_reader, message_type, open_cameras
 from .diagnostics import Diagnostics, Statistics
 from .inbox import CAPACITY, Frame, Inbox, Prompt, Reset, Stamp
-from .outputs import Outcome, Outputs, Shown
+from .outcome import Outcome, Shown
+from .outputs import Outputs
 from .worker import Worker
 from .. import VLM
 from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS
@@ -54,10 +55,12 @@ PROMPTS = QoSProfile(depth=CAPACITY, reliability=ReliabilityPolicy.RELIABLE)
 
 #: seconds between two looks at what the publishers of pictures offer
 MATCH_PERIOD = 0.25
-#: seconds that a subscriber has to take the last message before the process ends
-FLUSH_SECONDS = 1.0
+#: seconds that subscribers of a local picture's answer have to be found
+DISCOVERY_SECONDS = 1.0
+#: seconds that subscribers have to take the last messages before their publishers end
+FLUSH_SECONDS = 0.7
 #: seconds that the model has to come to its end when the process is asked to stop
-STOP_SECONDS = 1.2
+STOP_SECONDS = 1.0
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
@@ -179,6 +182,11 @@ class VlmNode(LifecycleNode):
                 f'feed_type is {config.feed_type} and the model has no vision '
                 'encoder: give it in model_file_name, or set feed_type to 2'
             )
+        if config.parser_mode and self.vlm.family and self.vlm.family.name != 'internvl':
+            self.get_logger().warning(
+                f'parser_mode is {config.parser_mode}, and {self.vlm.family.name} models were not '
+                'taught to give boxes: expect none, or use an InternVL model'
+            )
         self._inbox = Inbox(cameras)
         self._worker = Worker(
             self.vlm,
@@ -195,10 +203,11 @@ class VlmNode(LifecycleNode):
         self._phase = 'inactive'
 
     def _activate(self) -> None:
-        assert self._worker is not None
+        assert self._worker is not None and self._outputs is not None
         config = self.config
         self._worker.start()
         if config.feed_type == FEED_LOCAL:
+            self._outputs.wait_for_listeners(DISCOVERY_SECONDS)
             self._put(config.user_prompt or DEFAULT_PROMPT)
         if config.feed_type != FEED_LOCAL or config.stay_alive:
             self._prompts = self.create_subscription(
@@ -244,6 +253,7 @@ class VlmNode(LifecycleNode):
             self.destroy_service(service)
         self._triggers = []
         if self._outputs is not None:
+            self._outputs.flush(FLUSH_SECONDS)
             self._outputs.close()
             self._outputs = None
         self._picture = None
@@ -334,7 +344,6 @@ class VlmNode(LifecycleNode):
         if self.config.feed_type == FEED_LOCAL:
             print(flush=True)
             if not self.config.stay_alive:
-                self._outputs.flush(FLUSH_SECONDS)
                 self._finish(1 if outcome.error else 0)
         reply = outcome.reply
         if not outcome.error:

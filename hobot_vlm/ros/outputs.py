@@ -1,15 +1,13 @@
 """
-From answers to messages: speech, result, reply.
+The publishers of answers: speech, result, reply, perception, boxes.
 
-Knows topics, message types and the schema of the reply; docs/ros.md describes the latter. What is
-published here has been decided elsewhere.
+Knows topics and quality of service. What is published here has been decided elsewhere;
+docs/reply.md describes the reply.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-import json
-from typing import Any
+from time import monotonic, sleep
 
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -18,11 +16,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
 
-from .inbox import Prompt, Stamp
+from .outcome import Outcome
+from .perception import detections, message_class, perception_targets
 from ..config import NodeConfig
-from ..values import Reply
 
 REPLY_TOPIC = '/hobot_vlm/reply'
+DETECTIONS_TOPIC = '/hobot_vlm/detections'
 
 SPOKEN = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 #: a late joiner gets the last one
@@ -31,77 +30,23 @@ LATCHED = QoSProfile(
 )
 
 
-@dataclass(frozen=True)
-class Shown:
-    """
-    A picture that a question was asked about.
-
-    :param age: seconds from when it was taken to when the question's turn came
-    :param width: in pixels; 0 where it could not be read
-    """
-
-    topic: str
-    stamp: Stamp
-    frame_id: str
-    age: float
-    width: int = 0
-    height: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give the fields by name, for JSON."""
-        return {
-            'topic': self.topic,
-            'stamp': self.stamp._asdict(),
-            'frame_id': self.frame_id,
-            'width': self.width,
-            'height': self.height,
-            'age': round(self.age, 3),
-        }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """
-    What became of a prompt.
-
-    :param shown: the pictures it was about
-    :param error: why there is no whole answer; empty where there is
-    """
-
-    prompt: Prompt
-    reply: Reply
-    shown: tuple[Shown, ...] = ()
-    error: str = ''
-
-    @property
-    def stamp(self) -> Stamp:
-        """When the first picture was taken; without one, when the prompt came."""
-        return self.shown[0].stamp if self.shown else self.prompt.stamp
-
-    def as_json(self) -> str:
-        """Write the reply as it is published."""
-        return json.dumps(
-            {
-                **self.reply.as_dict(),
-                'prompt': self.prompt.text,
-                'stamp': self.stamp._asdict(),
-                'frame_id': self.shown[0].frame_id if self.shown else '',
-                'pictures': [shown.as_dict() for shown in self.shown],
-                'error': self.error,
-            },
-            ensure_ascii=False,
-        )
-
-
 class Outputs:
     """The publishers of a configured node."""
 
     def __init__(self, node: Node, config: NodeConfig):
         self._node = node
         self._publishers: list[Publisher] = []
+        self._began = monotonic()
         self._speech = self._publisher(String, config.text_msg_pub_topic_name, SPOKEN)
         self._result = self._publisher(String, config.result_pub_topic_name, LATCHED)
         self._reply = self._publisher(String, REPLY_TOPIC, SPOKEN)
+        self._detection = bool(config.parser_mode)
+        self._targets = self._optional(
+            'ai_msgs', 'PerceptionTargets', config.ai_msg_pub_topic_name
+        )
+        self._detections: Publisher | None = None
+        if self._detection:
+            self._detections = self._optional('vision_msgs', 'Detection2DArray', DETECTIONS_TOPIC)
 
     def _publisher(self, kind: type, topic: str, qos: QoSProfile) -> Publisher:
         publisher = self._node.create_publisher(
@@ -110,6 +55,14 @@ class Outputs:
         self._publishers.append(publisher)
         return publisher
 
+    def _optional(self, package: str, name: str, topic: str) -> Publisher | None:
+        """Make a publisher of messages whose package need not be installed."""
+        kind = message_class(package, name)
+        if kind is None:
+            self._node.get_logger().info(f'{package} is not installed: nothing on {topic}')
+            return None
+        return self._publisher(kind, topic, SPOKEN)
+
     def speak(self, text: str) -> None:
         """Publish a piece of an answer for speech."""
         self._speech.publish(String(data=text))
@@ -117,8 +70,23 @@ class Outputs:
     def finish(self, outcome: Outcome) -> None:
         """Publish what became of a prompt; a failed one has a reply, but no result."""
         self._reply.publish(String(data=outcome.as_json()))
-        if not outcome.error:
-            self._result.publish(String(data=outcome.reply.text))
+        if outcome.error:
+            return
+        self._result.publish(String(data=outcome.reply.text))
+        if self._targets is not None:
+            self._targets.publish(perception_targets(outcome, self._detection))
+        if self._detections is not None:
+            self._detections.publish(detections(outcome))
+
+    def wait_for_listeners(self, seconds: float) -> None:
+        """
+        Wait until each topic has a subscriber, but no longer than some time after the beginning.
+
+        Nobody may listen, and who does is not found at once: what is published before is lost.
+        """
+        end = self._began + seconds
+        while monotonic() < end and not all(p.get_subscription_count() for p in self._publishers):
+            sleep(0.01)
 
     def flush(self, seconds: float) -> None:
         """Wait until everyone who listens has got everything."""

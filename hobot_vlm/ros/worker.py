@@ -23,13 +23,14 @@ from PIL import Image
 from .diagnostics import Statistics
 from .images import rgb_of
 from .inbox import Frame, Frames, Inbox, Prompt, Reset, Stamp, Work
-from .outputs import Outcome, Shown
+from .outcome import Outcome, Shown
+from .. import boxes
 from ..config import Config, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..engine import Answer, VLM
 from ..errors import PictureError, VlmError
 from ..image import Pixels
 from ..text import SentenceSplitter
-from ..values import Reply
+from ..values import Box, Reply
 
 log = logging.getLogger('hobot_vlm.node')
 
@@ -231,7 +232,7 @@ class Worker:
         3. Ask the model; hand out sentences as they are finished.
         4. Hand out the whole.
         """
-        pictures, error = Pictures(), ''
+        pictures, error, started = Pictures(), '', self._now()
         sentences = SentenceSplitter()
         self._stream = None
         try:
@@ -245,6 +246,7 @@ class Worker:
                 # 3. ask
                 arrived = max(prompt.received, pictures.arrived)
                 self._statistics.input_ms = 1e3 * (perf_counter() - arrived)
+                started = self._now()
                 self._stream = self._ask(prompt, pictures, settings)
                 if prompt.cancelled.is_set():  # before there was something to stop
                     self._stream.cancel()
@@ -263,7 +265,9 @@ class Worker:
         reply = self._stream.reply if self._stream else Reply('', 'cancelled')
         if error:
             reply = replace(reply, finish_reason='error')
-        outcome = Outcome(prompt, reply, tuple(pictures.shown), error)
+        elif settings.parser_mode and pictures.rgb:
+            reply = replace(reply, boxes=self._boxes(reply.text, prompt, pictures))
+        outcome = Outcome(prompt, reply, tuple(pictures.shown), error, started)
         self._out.finish(outcome)
         self._statistics.publish_ms = 1e3 * (perf_counter() - last)
         self._statistics.count(outcome)
@@ -284,7 +288,17 @@ class Worker:
             if getattr(settings, name) != getattr(self._loaded, name)
         }
         ask = self._chat.stream if settings.feed_type == FEED_TEXT else self._vlm.stream
-        return ask(prompt.text, pictures.rgb or None, **options)
+        question: Any = prompt.text
+        if settings.parser_mode and pictures.rgb:
+            question = boxes.question(prompt.text, self._vlm.decoder.controls)
+        return ask(question, pictures.rgb or None, **options)
+
+    def _boxes(self, text: str, prompt: Prompt, pictures: Pictures) -> tuple[Box, ...]:
+        """Read the boxes of an answer, which are those in the first picture."""
+        assert self._vlm.encoder is not None and self._vlm.family is not None
+        height, width = pictures.rgb[0].shape[:2]
+        fit = self._vlm.config.fit or self._vlm.family.default_fit
+        return boxes.find(text, prompt.text, width, height, self._vlm.encoder.side, fit)
 
     def _show(self, pictures: Pictures, prompt: Prompt, settings: NodeConfig) -> None:
         """

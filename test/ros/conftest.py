@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 import random
+import sys
 
 # before rclpy starts: a domain that nobody else is on, and transports that carry big pictures
 os.environ['ROS_DOMAIN_ID'] = str(random.randrange(1, 100))
@@ -14,6 +16,7 @@ os.environ['RCUTILS_COLORIZED_OUTPUT'] = '0'
 
 import pytest
 
+from .messages import make
 from .robot import NodeProcess, Robot
 
 MODELS = Path(__file__).parents[1] / 'models'
@@ -43,12 +46,38 @@ def robot(ros):
         yield robot
 
 
+@pytest.fixture(scope='module')
+def messages():
+    """
+    Let the tests of a module import the message packages that PyPI lacks.
+
+    Gives the environment of a process that has them too.
+    """
+    if make.missing():
+        pytest.skip(make.missing())
+    environment = make.make()
+    with pytest.MonkeyPatch.context() as patch:
+        if environment:
+            packages, libraries = (
+                environment[name].split(':')[0] for name in ('PYTHONPATH', 'LD_LIBRARY_PATH')
+            )
+            patch.setattr(sys, 'path', [packages, *sys.path])
+            # for this process it is too late to be told of a folder
+            for library in Path(libraries).glob('*fastrtps_c.so'):
+                ctypes.CDLL(str(library))
+        yield environment
+    for name in list(sys.modules) if environment else ():
+        if name.split('.')[0] in make.PACKAGES:
+            del sys.modules[name]
+
+
 @pytest.fixture
 def start(request, robot, tmp_path):
     """Give a function that starts the node; it is stopped after the test."""
     running = []
 
     def start(*, ready=True, env=None, **parameters):
+        robot.wait_until_alone()
         node = NodeProcess(tmp_path / f'log{len(running)}', parameters, env)
         running.append(node)
         if ready:
@@ -57,4 +86,4 @@ def start(request, robot, tmp_path):
 
     yield start
     for node in running:
-        node.kill()
+        node.end()

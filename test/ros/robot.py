@@ -36,6 +36,8 @@ LATCHED = QoSProfile(
 )
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
+SAID = ('/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply')
+
 SERVICES = {
     'cancel': Trigger,
     'reset': Trigger,
@@ -87,6 +89,15 @@ class NodeProcess:
         self.process.kill()
         self.process.wait()
 
+    def end(self):
+        """End it as a user would; a process that is killed is still seen for a while."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
     def memory(self) -> int:
         """Resident bytes."""
         pages = int(Path(f'/proc/{self.process.pid}/statm').read_text().split()[1])
@@ -103,7 +114,7 @@ class Robot:
         self._prompts = self.node.create_publisher(String, '/prompt_text', RELIABLE)
         self._images = None
         self._stamp = 0
-        for topic in ('/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply'):
+        for topic in SAID:
             self.listen(topic, String)
         self.listen('/diagnostics', DiagnosticArray)
         self._clients = {
@@ -161,6 +172,18 @@ class Robot:
         except TimeoutError:
             return False
 
+    def wait_until_alone(self):
+        """Wait until nothing is seen of the node before: what it would hear, the next misses."""
+        self.wait(
+            'nobody else',
+            lambda: (
+                not (
+                    self._prompts.get_subscription_count()
+                    or any(map(self.node.count_publishers, SAID))
+                )
+            ),
+        )
+
     def wait_until_ready(self, node):
         """Wait until the node listens, and everything that it says is heard."""
 
@@ -169,10 +192,7 @@ class Robot:
             return (
                 'ready' in node.log
                 and self._prompts.get_subscription_count()
-                and all(
-                    self.node.count_publishers(topic)
-                    for topic in ('/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply')
-                )
+                and all(map(self.node.count_publishers, SAID))
             )
 
         self.wait('ready', ready)

@@ -1,7 +1,8 @@
 """Image messages to RGB: every encoding, padding, byte order and size; and messages that lie."""
 
 from array import array
-from types import SimpleNamespace
+import sys
+from types import ModuleType
 
 from hobot_vlm.errors import PictureError
 from hobot_vlm.ros import images
@@ -203,7 +204,9 @@ def test_compressed(tmp_path):
 
 
 def hbm(**changes):
-    """Make what hbm_img_msgs/HbmMsg1080P arrives as: fixed arrays, most of them unused."""
+    """Make a message; its arrays are fixed, and most of them unused."""
+    from hbm_img_msgs.msg import HbmMsg1080P
+
     data = np.zeros(6220800, np.uint8)
     data[: 16 * 8] = 120
     data[16 * 8 : 16 * 12] = 128
@@ -216,15 +219,17 @@ def hbm(**changes):
         'encoding': np.frombuffer(b'nv12'.ljust(12, b'\0'), np.uint8),
         'data': data,
     }
-    return SimpleNamespace(**(fields | changes))
+    return HbmMsg1080P(**(fields | changes))
 
 
+@pytest.mark.usefixtures('messages')
 def test_shared_memory_message():
     got = rgb_of(hbm())
     assert got.shape == (8, 16, 3)
     assert np.abs(got - bt601(120.0, 128.0, 128.0)).max() <= 1
-    with pytest.raises(PictureError, match='data_size of 0'):
-        rgb_of(hbm(data_size=0))
+    for size in (0, 6220801):
+        with pytest.raises(PictureError, match=f'data_size of {size}: expected 1 to 6220800'):
+            rgb_of(hbm(data_size=size))
     with pytest.raises(PictureError, match='100 bytes of data: expected 192'):
         rgb_of(hbm(data_size=100))
 
@@ -242,3 +247,22 @@ def test_converters_give_equal_arrays():
         pixels = images.Pixels(encoding, 48, 64, row, noise(3, 48 * row), 0)
         target = f'rgb{layout.bits}'
         np.testing.assert_array_equal(ours(pixels, target), theirs(pixels, target), encoding)
+
+
+class Broken(ModuleType):
+    """A cv_bridge made for another NumPy."""
+
+    def __getattr__(self, name):
+        raise AttributeError('_ARRAY_API not found')
+
+
+@pytest.mark.parametrize(
+    'cv_bridge', [None, Broken('cv_bridge')], ids=['missing', 'made for another NumPy']
+)
+def test_without_a_cv_bridge_that_works(cv_bridge, monkeypatch):
+    """None makes the import fail as if it were not installed."""
+    monkeypatch.setitem(sys.modules, 'cv_bridge', cv_bridge)
+    monkeypatch.setattr(images, '_converter', images._converter.__wrapped__)
+    bgr = noise(4, 6, 8, 3)
+    msg = message('bgr8', bgr.reshape(6, -1), 8, 6)
+    np.testing.assert_array_equal(rgb_of(msg), bgr[..., ::-1])

@@ -30,10 +30,13 @@ def sample_answer():
 
 def test_a_local_picture(robot, start, sample_answer):
     """The bundled picture: printed, published, exit 0."""
-    robot.clear()
-    node = start(ready=False)
-    assert node.wait() == 0, node.log
-    assert node.out == sample_answer + '\n'
+    for _ in range(5):  # on a busy machine it may be over before the robot is found
+        robot.clear()
+        node = start(ready=False)
+        assert node.wait() == 0, node.log
+        assert node.out == sample_answer + '\n'
+        if robot.listen_for(2, lambda: robot.heard['/tts_text'] and robot.replies()):
+            break
     robot.wait('the result', lambda: robot.heard['/hobot_vlm/result'] == [sample_answer])
     robot.wait('speech', lambda: ''.join(robot.heard['/tts_text']) == sample_answer)
 
@@ -41,12 +44,9 @@ def test_a_local_picture(robot, start, sample_answer):
 def test_a_local_picture_that_stays(robot, start, sample_answer, tmp_path):
     path = tmp_path / 'picture.png'
     Pillow.open(SAMPLE).save(path)
-    node = start(image=path, stay_alive=1, user_prompt=42)
-    robot.wait(
-        'an answer to user_prompt',
-        lambda: robot.replies()[-1:] and robot.replies()[-1]['prompt'] == '42',
-    )
-    assert robot.ask(QUESTION)['text'] == sample_answer
+    node = start(image=path, stay_alive=1, user_prompt=QUESTION)
+    robot.wait('an answer to user_prompt', lambda: node.out == sample_answer + '\n')
+    assert robot.ask('背景是什么颜色？')['text'] == '背景是蓝色。'
     status, seconds = node.stop(signal.SIGTERM)
     assert (status, seconds < 2) == (0, True), node.log
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import kinds as kinds_module
 import numpy as np
@@ -37,7 +39,7 @@ def train_tokenizer(vocab: int) -> Tokenizer:
             words += [c for v in value if not v.isascii() for c in v] * 6
     for _ in range(3000):
         scene = scenes.sample(rng)
-        _, asked, answer = scenes.question(rng, scene, False)
+        _, asked, answer, _ = scenes.question(rng, scene, False)
         words += [asked, ' ' + answer]
     chinese = [
         '图片',
@@ -109,10 +111,13 @@ def cell_labels(scene: scenes.Scene, grid: int) -> np.ndarray:
 class Sequences:
     """Makes random conversations in the layout of SmolVLM's chat template."""
 
-    def __init__(self, tokenizer: Tokenizer, image_tokens: int, pool: list[scenes.Scene]):
+    def __init__(
+        self, tokenizer: Tokenizer, image_tokens: int, pool: list[scenes.Scene], exercises: float
+    ):
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
         self.pool = pool
+        self.exercises = exercises  # share of conversations without pictures
         self.id = {t: tokenizer.token_to_id(t) for t in SPECIAL}
         self._cache: dict[str, list[int]] = {}
 
@@ -131,25 +136,35 @@ class Sequences:
 
     def make(
         self, rng: np.random.Generator, turns: int
-    ) -> tuple[list[int], list[int], list[float]]:
+    ) -> tuple[list[int], list[int], list[float], list[int]]:
         """
         Make one conversation.
 
-        A token counts by one over the square root of its answer's length: a yes or no would
-        otherwise drown in long descriptions.
+        A token counts by one over the square root of its answer's length, and each of a verdict
+        (a yes, a no or a number, with its name) fully: it would otherwise drown in descriptions.
 
         :return: token ids (-1 - number: embedding slots of that scene of the pool), labels, and
-            how much each counts
+            how much each counts, and of each thing that is listed, whether it was asked about
         """
         ids, labels, weights = [self.id['<|im_start|>']], [ASIDE], [0.0]
+        asked_about = [ASIDE]
         pictures: list[int] = []  # numbers of scenes
 
-        def add(more: list[int], learn: bool = False) -> None:
+        def add(
+            more: list[int],
+            learn: bool = False,
+            weight: float = 0.0,
+            flags: list[int] | None = None,
+        ) -> None:
             ids.extend(more)
+            asked_about.extend(flags or [ASIDE] * len(more))
             labels.extend(more if learn else [ASIDE] * len(more))
-            weights.extend([len(more) ** -0.5] * len(more))
+            weights.extend([weight or len(more) ** -0.5] * len(more))
 
         end = self.id['<end_of_utterance>']
+        if rng.random() < self.exercises:
+            self.exercise(rng, add)
+            return ids, labels, weights, asked_about
         if rng.random() < 0.2:
             add(
                 [
@@ -166,6 +181,7 @@ class Sequences:
                 chinese = not chinese
             chance = rng.random()
             shown: list[int] = []
+            what = None
             if not pictures and chance < 0.02:
                 asked, answer = self.without_picture(rng, chinese)
             elif chance < (0.04 if not turn else 0.03):
@@ -175,16 +191,63 @@ class Sequences:
                 if not pictures or chance < 0.12:
                     shown = [int(rng.integers(len(self.pool)))]
                 seen = self.pool[(pictures + shown)[-1]]
-                what = 'describe' if not turn and rng.random() < 0.2 else None
-                _, asked, answer = scenes.question(rng, seen, chinese, what)
+                what = 'describe' if not turn and rng.random() < 0.1 else None
+                what, asked, answer, kind = scenes.question(rng, seen, chinese, what)
             pictures += shown
             add(self.text('User:' if shown else 'User: '))
             for number in shown:
                 add(self.picture(number))
             add([*self.text(asked), end, *self.text('\n'), *self.text('Assistant:')])
-            add([*self.text(' ' + answer), end], learn=True)
+            listed, verdict = scenes.parts(what, answer)
+            if listed:
+                add(self.text(' ' + listed), learn=True, flags=self.flags(listed, seen, kind))
+            add(
+                [*self.text(verdict if listed and chinese else ' ' + verdict), end],
+                learn=True,
+                weight=float(bool(listed)),
+            )
             add(self.text('\n'))
-        return ids, labels, weights
+        return ids, labels, weights, asked_about
+
+    def flags(self, listed: str, seen: scenes.Scene, asked: int) -> list[int]:
+        """Say of the last token of each thing in a list whether it is what was asked about."""
+        ids = self.text(' ' + listed)
+        flags, start = [ASIDE] * len(ids), 0
+        for thing in seen.things:
+            kind = scenes.KINDS[thing.kind]
+            name = self.text(' ' + kind.en if listed.isascii() else kind.zh)
+            while ids[start : start + len(name)] != name:
+                start += 1
+            start += len(name)
+            flags[start - 1] = int(thing.kind == asked)
+        return flags
+
+    def exercise(self, rng: np.random.Generator, add: Callable[..., None]) -> None:
+        """
+        Make turns without pictures, in which only verdicts are learned.
+
+        The list is given, so that the verdict has to be read from it and from the question:
+        looking things up in a text is learned long before it is learned along with seeing.
+        """
+        end = self.id['<end_of_utterance>']
+        if rng.random() < 0.08:  # what came once comes again
+            size = int(rng.integers(6, 40))
+            once = [
+                int(t) for t in rng.integers(len(SPECIAL), self.tokenizer.get_vocab_size(), size)
+            ]
+            add(once)
+            add(once, learn=True, weight=0.2)
+            return
+        for _ in range(int(rng.integers(2, 5))):
+            chinese = bool(rng.random() < 0.5)
+            seen = self.pool[int(rng.integers(len(self.pool)))]
+            what = str(rng.choice(['is', 'count']))
+            _, asked, answer, kind = scenes.question(rng, seen, chinese, what)
+            listed, verdict = scenes.parts(what, answer)
+            add([*self.text('User: ' + asked), end, *self.text('\nAssistant:')])
+            add(self.text(' ' + listed), flags=self.flags(listed, seen, kind))
+            add([*self.text(verdict if chinese else ' ' + verdict), end], learn=True, weight=1.0)
+            add(self.text('\n'))
 
     @staticmethod
     def without_picture(rng: np.random.Generator, chinese: bool) -> tuple[str, str]:

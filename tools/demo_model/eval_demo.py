@@ -128,7 +128,7 @@ def ask_all(
     for chinese, language in ((False, 'en'), (True, 'zh')):
 
         def ask(what: str, chinese: bool = chinese) -> tuple[str, str, str]:
-            _, question, truth = scenes.question(rng, scene, chinese, what)
+            _, question, truth, _ = scenes.question(rng, scene, chinese, what)
             answer = vlm.ask(question, picture, temperature=0.0).text
             if answer != truth:
                 wrong.append(

@@ -31,6 +31,7 @@ class Shape:
     eps: float = 1e-5
     theta: float = 10000.0
     labels: int = 128  # classes of the auxiliary loss
+    end: int = 3  # token that ends a turn
 
     @property
     def grid(self) -> int:
@@ -156,13 +157,15 @@ class Decoder(nn.Module):
         rates = self.shape.theta ** (-torch.arange(half, device=x.device) / half)
         angles = torch.arange(x.shape[1], device=x.device)[:, None] * rates
         cos, sin = angles.cos(), angles.sin()
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             x = block(x, cos, sin)
+            if number == len(self.blocks) // 2 - 1:
+                self.halfway = x
         return self.norm(x)
 
 
 class DemoModel(nn.Module):
-    """Vision tower, decoder and the head of the auxiliary loss."""
+    """Vision tower, decoder and the heads of the auxiliary losses."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -170,3 +173,4 @@ class DemoModel(nn.Module):
         self.vision = Vision(shape)
         self.decoder = Decoder(shape)
         self.cell_head = nn.Linear(shape.width, shape.labels)
+        self.asked_head = nn.Linear(shape.n_embd, 1)

@@ -550,6 +550,17 @@ def is_answer(scene: Scene, kind: int, chinese: bool) -> str:
     return f'{arrangement_en(scene)} {verdict}'
 
 
+def parts(what: str | None, answer: str) -> tuple[str, str]:
+    """Split what an answer says of the picture from its verdict; '' where it gives none."""
+    if what not in ('count', 'is'):
+        return '', answer
+    if answer.isascii():
+        listed, _, verdict = answer.partition('. ')
+        return listed + '.', verdict
+    listed, _, verdict = answer.partition('。')
+    return listed + '。', verdict
+
+
 def total_answer(scene: Scene, chinese: bool) -> str:
     """Say how many objects there are."""
     number = len(scene.things)
@@ -593,11 +604,11 @@ def pick_name(rng: np.random.Generator, kind: int, chinese: bool) -> str:
 
 def question(
     rng: np.random.Generator, scene: Scene, chinese: bool, what: str | None = None
-) -> tuple[str, str, str]:
+) -> tuple[str, str, str, int]:
     """
     Make a question about the scene.
 
-    :return: (what is asked, the question, the right answer)
+    :return: (what is asked, the question, the right answer, the kind asked about or -1)
     """
     what = what or str(
         rng.choice(
@@ -610,11 +621,11 @@ def question(
         return str(rng.choice(zh if chinese else english))
 
     if what == 'describe':
-        return what, one_of(ASK_DESCRIBE, ASK_DESCRIBE_ZH), describe(scene, chinese)
+        return what, one_of(ASK_DESCRIBE, ASK_DESCRIBE_ZH), describe(scene, chinese), -1
     if what == 'colour':
-        return what, one_of(ASK_COLOUR, ASK_COLOUR_ZH), colour_answer(scene, chinese)
+        return what, one_of(ASK_COLOUR, ASK_COLOUR_ZH), colour_answer(scene, chinese), -1
     if what == 'total':
-        return what, one_of(ASK_TOTAL, ASK_TOTAL_ZH), total_answer(scene, chinese)
+        return what, one_of(ASK_TOTAL, ASK_TOTAL_ZH), total_answer(scene, chinese), -1
     if what == 'place':
         places = list(PLACE_SYNONYMS)
         fitting = [p for p in places if at(scene, p)]
@@ -626,6 +637,7 @@ def question(
             what,
             one_of(ASK_PLACE, ASK_PLACE_ZH).format(p=words),
             place_answer(scene, place, chinese),
+            -1,
         )
     kind = pick_kind(rng, scene, {'count': 0.8, 'is': 0.5, 'where': 0.9}[what])
     name = pick_name(rng, kind, chinese)
@@ -634,6 +646,7 @@ def question(
             what,
             one_of(ASK_WHERE, ASK_WHERE_ZH).format(x=name),
             where_answer(scene, kind, chinese),
+            kind,
         )
     if chinese:
         asked = str(rng.choice(ASK_COUNT_ZH if what == 'count' else ASK_IS_ZH)).format(
@@ -652,4 +665,4 @@ def question(
             x=plural if what == 'count' else article + name, y=name, z=plural
         )
     answer = count_answer if what == 'count' else is_answer
-    return what, asked, answer(scene, kind, chinese)
+    return what, asked, answer(scene, kind, chinese), kind

@@ -81,7 +81,9 @@ def conversations(
         ids = np.zeros((batch, longest), np.int64)
         labels = np.full((batch, longest), data.ASIDE, np.int64)
         weights = np.zeros((batch, longest), np.float32)
-        for i, (row, learned, weight) in enumerate(rows):
+        flags = np.full((batch, longest), data.ASIDE, np.int64)
+        for i, (row, learned, weight, asked) in enumerate(rows):
+            flags[i, : len(row)] = asked
             ids[i, : len(row)] = row
             labels[i, : len(row) - 1] = learned[1:]
             weights[i, : len(row) - 1] = weight[1:]
@@ -90,6 +92,7 @@ def conversations(
                 'ids': torch.from_numpy(ids),
                 'labels': torch.from_numpy(labels),
                 'weights': torch.from_numpy(weights),
+                'flags': torch.from_numpy(flags),
             }
         )
     return batches
@@ -111,19 +114,28 @@ def cell_loss(model: DemoModel, batch: dict[str, torch.Tensor]) -> tuple[torch.T
 def answer_loss(
     model: DemoModel, batch: dict[str, torch.Tensor], kept: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """Give the loss of answering, and the share of tokens of answers that are right."""
+    """Give the loss of answering, and the share of verdicts that are right."""
     ids, wanted = batch['ids'], batch['labels']
     slots = ids < 0
-    # slots stand in the order of their pictures, and each picture fills `tokens` of them
-    numbers = (-1 - ids[slots]).view(-1, model.shape.tokens)[:, 0]
-    images = model.vision.project(kept[numbers].float())
-    x = model.decoder.embed(ids.clamp(min=0)).to(images.dtype)
-    x[slots] = images.flatten(0, 1)
+    x = model.decoder.embed(ids.clamp(min=0))
+    if slots.any():
+        # slots stand in the order of their pictures, and each picture fills `tokens` of them
+        numbers = (-1 - ids[slots]).view(-1, model.shape.tokens)[:, 0]
+        images = model.vision.project(kept[numbers].float())
+        x = x.to(images.dtype)
+        x[slots] = images.flatten(0, 1)
     keep = wanted != data.ASIDE
     logits = F.linear(model.decoder(x)[keep], model.decoder.embed.weight).float()
-    right = (logits.argmax(1) == wanted[keep]).float().mean()
     each, weights = F.cross_entropy(logits, wanted[keep], reduction='none'), batch['weights'][keep]
-    return (each * weights).sum() / weights.sum(), float(right)
+    missed = (logits.argmax(1) != wanted[keep]) & (weights == 1)
+    # a verdict ends a turn, so this many are there
+    verdicts = (weights == 1) & (wanted[keep] == model.shape.end)
+    right = 1 - missed.float().sum() / verdicts.float().sum()
+    # halfway through, the model is to know which of the things it lists it was asked about
+    keep = batch['flags'] != data.ASIDE
+    halfway = model.asked_head(model.decoder.halfway[keep]).float()[:, 0]
+    flags = F.binary_cross_entropy_with_logits(halfway, batch['flags'][keep].float())
+    return (each * weights).sum() / weights.sum() + 0.3 * flags, float(right)
 
 
 def run(
@@ -179,6 +191,9 @@ def main() -> None:
     parser.add_argument('--tower-rate', type=float, default=1.5e-3)
     parser.add_argument('--decoder-rate', type=float, default=2e-3)
     parser.add_argument('--pool', type=int, default=20_000, help='scenes that step 2 asks about')
+    parser.add_argument(
+        '--exercises', type=float, default=0.3, help='share of conversations without pictures'
+    )
     parser.add_argument('--batch', type=int, default=48)
     parser.add_argument('--turns', type=int, default=3)
     parser.add_argument('--seed', type=int, default=1)
@@ -211,7 +226,7 @@ def main() -> None:
     ).batches()
     rng = np.random.default_rng(args.seed + 1)
     pool = [scenes.sample(rng) for _ in range(args.pool)]
-    sequences = data.Sequences(tokenizer, shape.tokens, pool)
+    sequences = data.Sequences(tokenizer, shape.tokens, pool, args.exercises)
     asking = Endless(
         lambda rng: conversations(sequences, rng, args.batch, args.turns), args.seed + 2
     ).batches()
@@ -237,7 +252,12 @@ def main() -> None:
         'decoder',
         args.decoder_minutes,
         args.decoder_rate,
-        [*model.vision.projector.parameters(), model.vision.where, *model.decoder.parameters()],
+        [
+            *model.vision.projector.parameters(),
+            model.vision.where,
+            *model.decoder.parameters(),
+            *model.asked_head.parameters(),
+        ],
         asking,
         lambda batch: answer_loss(model, batch, kept),
         save,

@@ -1,0 +1,92 @@
+"""
+Detection: how to ask where a thing is, and how to read the boxes of the answer.
+
+InternVL answers with ``<ref>label</ref><box>[[x1, y1, x2, y2], ...]</box>`` in thousandths of the
+tile that shows the whole picture. Its marks are control tokens, so they stand in no text: what is
+left is a label and numbers in brackets. A model may write anything, so nothing here is an error:
+what is no box is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+import re
+
+from .image import placed
+from .prompt import Part
+from .values import Box, Control, Span, Text
+
+QUESTION = 'Please provide the bounding box coordinate of the region this sentence describes: '
+MARKS = ('<ref>', '</ref>')
+#: coordinates run from 0 to this
+SCALE = 1000
+
+_NUMBER = r'\s*(-?[0-9]+(?:\.[0-9]+)?)\s*'
+_BOX = re.compile(r'\[' + ','.join([_NUMBER] * 4) + r'\]')
+_MARK = re.compile(r'</?(?:ref|box)>')
+_REF = re.compile(r'<ref>([^<]*)</ref>')
+#: what may stand between a label and its boxes
+_JOINTS = ' \t\r\n,.;:、，。；：[]'
+
+
+def question(thing: str, controls: Collection[str]) -> Part:
+    """
+    Ask where a thing is, in the words that InternVL was taught.
+
+    :param controls: control tokens of the model; marks that it lacks are written as text
+    """
+    opening, closing = (Control(mark) if mark in controls else Text(mark) for mark in MARKS)
+    spans: list[Span] = [Text(QUESTION), opening, Text(thing), closing]
+    return spans
+
+
+def find(answer: str, thing: str, width: int, height: int, side: int, fit: str) -> tuple[Box, ...]:
+    """
+    Read the boxes of an answer; those without any area in the picture are left out.
+
+    :param thing: what was asked for, the label of boxes that have none
+    :param width: of the original picture
+    :param height: of the original picture
+    :param side: of a tile, in pixels
+    :param fit: how the picture was brought to the shape of a tile
+    """
+    left, top, shown_width, shown_height = placed(width, height, side, side, fit)
+
+    def across(thousandths: float) -> float:
+        return pixels(thousandths, side, left, shown_width, width)
+
+    def down(thousandths: float) -> float:
+        return pixels(thousandths, side, top, shown_height, height)
+
+    boxes = []
+    label, end = thing, 0
+    for match in _BOX.finditer(answer):
+        label = label_in(answer[end : match.start()], thing) or label  # one may have several boxes
+        end = match.end()
+        x1, y1, x2, y2 = (min(max(float(n), 0.0), SCALE) for n in match.groups())
+        x1, x2 = sorted((across(x1), across(x2)))
+        y1, y2 = sorted((down(y1), down(y2)))
+        if x1 < x2 and y1 < y2:
+            boxes.append(Box(label, x1, y1, x2, y2))
+    return tuple(boxes)
+
+
+def pixels(thousandths: float, side: int, start: float, shown: float, length: int) -> float:
+    """
+    Give a coordinate in the original picture and not beyond it, in hundredths of a pixel.
+
+    :param start: where on the tile the picture begins
+    :param shown: length of the whole picture on the tile
+    :param length: of the original picture
+    """
+    at = (thousandths * side / SCALE - start) / shown * length
+    return round(min(max(at, 0.0), float(length)), 2)
+
+
+def label_in(text: str, thing: str) -> str:
+    """Find the label in what stands before a box; empty where there is none."""
+    marked = _REF.findall(text)
+    if marked:
+        return str(marked[-1]).strip()
+    label = _MARK.sub('', text).strip(_JOINTS)
+    return thing if thing and label.endswith(thing) else label

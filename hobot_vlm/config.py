@@ -260,8 +260,25 @@ class NodeConfig(Config):
         '0: text, 1: each prompt names a thing to find, and its boxes are published',
         choices=(0, 1),
     )
+    conversation: bool = option(
+        False, 'prompts are turns of one conversation; with feed_type 2 they always are'
+    )
+    overflow: str = option(
+        'drop_oldest',
+        'when the context is full: the oldest turns of the conversation leave, or a prompt is '
+        'refused',
+        choices=('drop_oldest', 'refuse'),
+    )
+    state_file: str = option(
+        '', 'file that keeps the conversation from one run to the next; empty: none'
+    )
     stay_alive: bool = option(False, 'feed_type 0: go on running after the answer')
     autostart: bool = option(True, 'configure and activate at start-up')
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether prompts are turns of one conversation."""
+        return self.conversation or self.feed_type == FEED_TEXT
 
 
 def checked(item: Field[Any], value: Any) -> Any:

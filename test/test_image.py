@@ -321,7 +321,7 @@ def test_the_cores_share_the_work(many_cores, monkeypatch):
 
     monkeypatch.setattr(Image.Image, 'resize', count)
     resize(noise(2000, 1000), 512, 1000, BICUBIC)
-    assert parts == [(512, 250)] * 4
+    assert parts == [(512, 125)] * 8
 
 
 @given(

@@ -288,7 +288,7 @@ class VlmNode(LifecycleNode):
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = True
-        if self.config.feed_type == FEED_TEXT:
+        if self.config.in_turns:
             self._inbox.put(Reset())
             response.message = 'prompts from now on begin a new conversation'
         else:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 import logging
 import math
+from pathlib import Path
 import random
 import threading
 from time import perf_counter
@@ -25,8 +26,8 @@ from .images import rgb_of
 from .inbox import Frame, Frames, Inbox, Prompt, Reset, Stamp, Work
 from .outcome import Outcome, Shown
 from .. import boxes
-from ..config import Config, FEED_TEXT, FEED_TOPICS, NodeConfig
-from ..engine import Answer, VLM
+from ..config import Config, FEED_TOPICS, NodeConfig
+from ..engine import Answer, Conversation, VLM
 from ..errors import PictureError, VlmError
 from ..image import Pixels
 from ..text import SentenceSplitter
@@ -110,12 +111,23 @@ class Worker:
         self._on_text = on_text
         self._picture = picture
         self._loaded = settings()
-        self._chat = vlm.conversation()
+        self._chat = self._begin_chat()
+        self._told: list[Pixels] = []  # the pictures of the conversation's newest turn with any
         self._stream: Answer | None = None
         self._prepared: Pictures | None = None
         self._last_look: npt.NDArray[np.float32] | None = None
         self._last_trigger = -math.inf
         self._thread: threading.Thread | None = None
+
+    def _begin_chat(self) -> Conversation:
+        """Go on with the conversation of the run before, where it was kept."""
+        path = Path(self._loaded.state_file).expanduser()
+        if self._loaded.state_file and path.exists():
+            try:
+                return self._vlm.restore(path)
+            except VlmError as exc:
+                log.warning('the conversation begins anew: %s', exc)
+        return self._vlm.conversation(overflow=self._loaded.overflow)
 
     def start(self) -> None:
         """Begin to answer what waits in the inbox."""
@@ -128,7 +140,11 @@ class Worker:
         return self._inbox.cancel(self._stop_model)
 
     def stop(self, seconds: float | None = None) -> bool:
-        """Stop the running answer and end the thread; False when it takes longer than that."""
+        """
+        Stop the running answer, end the thread, and keep the conversation.
+
+        :return: False when it takes longer than that
+        """
         self._inbox.close()
         self.cancel()
         if self._thread is not None:
@@ -136,7 +152,16 @@ class Worker:
             if self._thread.is_alive():
                 return False
             self._thread = None
+            self._keep_chat()
         return True
+
+    def _keep_chat(self) -> None:
+        """Write the conversation to its file."""
+        if self._loaded.state_file:
+            try:
+                self._chat.save(Path(self._loaded.state_file).expanduser())
+            except VlmError as exc:
+                log.error('the conversation is not kept: %s', exc)
 
     def _stop_model(self) -> None:
         if self._stream is not None:
@@ -158,6 +183,7 @@ class Worker:
         """Do the next thing."""
         if isinstance(work, Reset):
             self._chat.reset()
+            self._told = []
         elif isinstance(work, Prompt):
             if self._is_wake_word(work, settings):
                 log.info('%s: encoding the picture ahead of the prompt', WAKE_WORD)
@@ -263,6 +289,8 @@ class Worker:
         for piece in sentences.finish():
             self._out.speak(piece)
         reply = self._stream.reply if self._stream else Reply('', 'cancelled')
+        if pictures.rgb and reply.completion_tokens:  # else the turn may not be remembered
+            self._told = pictures.rgb
         if error:
             reply = replace(reply, finish_reason='error')
         elif settings.parser_mode and pictures.rgb:
@@ -287,11 +315,16 @@ class Worker:
             for name in LIVE_OPTIONS
             if getattr(settings, name) != getattr(self._loaded, name)
         }
-        ask = self._chat.stream if settings.feed_type == FEED_TEXT else self._vlm.stream
+        rgb = pictures.rgb
+        ask = self._vlm.stream
+        if settings.in_turns:
+            ask = self._chat.stream
+            if len(rgb) == len(self._told) and all(map(np.array_equal, rgb, self._told)):
+                rgb = []  # a picture that is as it was is not shown again
         question: Any = prompt.text
         if settings.parser_mode and pictures.rgb:
             question = boxes.question(prompt.text, self._vlm.decoder.controls)
-        return ask(question, pictures.rgb or None, **options)
+        return ask(question, rgb or None, **options)
 
     def _boxes(self, text: str, prompt: Prompt, pictures: Pictures) -> tuple[Box, ...]:
         """Read the boxes of an answer, which are those in the first picture."""

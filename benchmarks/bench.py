@@ -290,7 +290,7 @@ def main() -> None:
     if '0.5b' in args.sections:
         encoder, decoder = big_files()
         with VLM.load(
-            model_file_name=str(encoder), llm_model_name=str(decoder), max_tiles=1, n_ctx=2048
+            model_file_name=str(encoder), llm_model_name=str(decoder), max_tiles=1, n_ctx=4096
         ) as vlm:
             bench_model(
                 report,

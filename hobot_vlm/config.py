@@ -109,7 +109,9 @@ class Config:
     lora: str = option('', 'LoRA adapter for the language model: .gguf')
     lora_scale: float = option(1.0, 'strength of the LoRA adapter', -100.0, 100.0)
     cache_type: str = option(
-        'f16', 'number format of the KV cache', choices=('f16', 'q8_0', 'q4_0')
+        'f16',
+        'number format of the KV cache; q8_0/f16: keys in q8_0, values in f16',
+        choices=('f16', 'q8_0/f16', 'q8_0', 'q4_0'),
     )
     flash_attention: str = option(
         'auto', 'fused attention; a quantised KV cache needs it', choices=('auto', 'on', 'off')

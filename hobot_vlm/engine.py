@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque, OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 import hashlib
@@ -39,7 +40,7 @@ from .families import detect, Family
 from .image import load_rgb
 from .llama.model import Decoder, MAX_SEQUENCES
 from .llama.sampling import Sampler
-from .llama.session import Cache, flatten, Prompt, Session
+from .llama.session import Cache, common, flatten, Prompt, Session
 from .prompt import CHATML, ChatTemplate, ends_in_thought, Part, PLAIN, Turn
 from .text import AnswerText, StopTexts, Utf8Stream
 from .values import ImageEmbedding, Images, ImageSource, Reply, Span, TextChunk, Timings, Tokens
@@ -48,6 +49,9 @@ logger = logging.getLogger('hobot_vlm')
 
 #: pictures whose embeddings are kept; the oldest leave first
 KEPT_PICTURES = 16
+
+#: seconds that the first of many answers waits for others to begin with it
+GATHER = 0.05
 
 #: questions whose pictures are encoded before it is their turn
 LOOK_AHEAD = 3
@@ -100,9 +104,10 @@ class _Lane:
 
     1. ``look``: read the pictures, and encode those that are new.
     2. ``lay_out``: put the spans of the prompt in order.
-    3. ``start``: prefill, that is decode what the KV cache does not hold yet; choose a token.
-    4. ``take``: give the characters of the chosen token; the engine decodes it, and the next one
-       is chosen, until the model ends.
+    3. ``start``: prefill, that is decode what the KV cache does not hold yet, but for the last
+       tokens, which the engine decodes together with those of other lanes.
+    4. ``take``: choose a token and give its characters; the engine decodes it, and so on until
+       the model ends.
     """
 
     def __init__(self, vlm: VLM, chat: Conversation, request: Request):
@@ -111,7 +116,7 @@ class _Lane:
         self.request = request
         self.config = chat.config_of(request)
         self.cancelled = False
-        self.token: int | None = None  # chosen and not decoded yet
+        self.pending: list[int] = []  # tokens to decode in the next step; none: it has ended
         self._shown: list[ImageEmbedding] | None = None
         self.prompt = Prompt()
         self._prompt_tokens = self._image_tokens = 0
@@ -120,7 +125,8 @@ class _Lane:
         self.finish_reason = 'cancelled'  # until it is known better
         self._reused = 0
         self._began = perf_counter()
-        self._preprocess = self._encode = self._prefill = self._first = self._last = 0.0
+        self._preprocess = self._encode = self._prefill = 0.0
+        self._started = self._first = self._last = 0.0
         self._sampler: Sampler | None = None
 
     # -- 1. pictures -------------------------------------------------------------------------
@@ -145,39 +151,53 @@ class _Lane:
         self._prompt_tokens, self._image_tokens = len(self.prompt.cells), self.prompt.image_tokens
         self._thinking = ends_in_thought(spans)
 
-    @property
-    def room(self) -> int:
-        """Count the cells that the whole answer may take."""
-        return len(self.prompt.cells) + self.config.n_predict
-
     # -- 3. prefill --------------------------------------------------------------------------
 
-    def start(self, cache: Cache) -> list[TextChunk]:
-        """Prefill and choose the first token."""
+    def start(self, cache: Cache, beside: Sequence[_Lane], most: int) -> None:
+        """
+        Prefill all but the last tokens, which are ``pending`` then; none are if it was cancelled.
+
+        :param beside: lanes that have started; what this one has in common with them is decoded
+            once
+        :param most: tokens to leave
+        """
         assert self._chat is not None
         self._sampler = Sampler(
             cache.decoder, self.config, self.request.logit_bias, self.request.logprobs
         )
-        self.session = cache.session(self._chat.owner, self.prompt)
-        self._reused = self.session.reusable(self.prompt)
-        start = perf_counter()
-        ready = self.session.prefill(self.prompt, lambda: self.cancelled)
-        self._prefill = perf_counter() - start
-        if not ready:
-            return []
-        self._chat.remember(self._turns)
         self._characters = Utf8Stream()
         self._stop = StopTexts(self.request.stop)
         self._text = AnswerText(self._thinking)
-        return self.take(-1)
+        for other in beside:
+            other.decode_until(common(other.prompt.cells, self.prompt.cells))
+        self._started = perf_counter()
+        self.session = cache.session(self._chat.owner, self.prompt)
+        self._reused = self.session.reusable(self.prompt)
+        total = len(self.prompt.cells)
+        self.decode_until(max(total - most, self.prompt.end_of_pictures, self._reused))
+
+    def decode_until(self, cells: int) -> None:
+        """Prefill at least so many cells of the prompt, but not the last one."""
+        cells = min(cells, len(self.prompt.cells) - 1)
+        if self.pending and len(self.session.cells) >= cells:
+            return
+        while not (ready := self.session.prefill(self.prompt, lambda: self.cancelled, cells)):
+            if self.cancelled:
+                break
+            self._vlm.decoder.allow()  # it was another lane that was to stop
+        self.pending = self.prompt.cells[len(self.session.cells) :] if ready else []
 
     # -- 4. decode ---------------------------------------------------------------------------
 
-    def take(self, row: int) -> list[TextChunk]:
-        """Choose a token from a row of logits; give the characters that are whole now."""
-        assert self._sampler is not None
+    def take(self) -> list[TextChunk]:
+        """Choose a token by the logits of the last cell; give the characters that are whole."""
+        assert self._sampler is not None and self._chat is not None
         decoder = self._vlm.decoder
-        token = self._sampler.sample(row)
+        self.pending = []
+        if not self._first:
+            self._prefill = perf_counter() - self._started
+            self._chat.remember(self._turns)
+        token = self._sampler.sample(self.session.row)
         self._last = perf_counter()
         self._first = self._first or self._last
         if decoder.is_end(token):
@@ -188,12 +208,11 @@ class _Lane:
             return self._end('stop', chunks)
         if len(self.tokens) >= self.config.n_predict or self.session.full:
             return self._end('length', chunks)
-        self.token = token
+        self.pending = [token]
         return self._given(chunks)
 
     def _end(self, reason: str, chunks: Sequence[TextChunk] = ()) -> list[TextChunk]:
         self.finish_reason = reason
-        self.token = None
         rest = (
             ''
             if self._stop.met
@@ -209,7 +228,10 @@ class _Lane:
 
     def close(self) -> None:
         """Keep the answer in the conversation, and free all that is large; twice is harmless."""
-        self.token = None
+        self.pending = []
+        if self._started and not self._first:
+            self._prefill = perf_counter() - self._started
+            self._started = 0.0
         if self._sampler is not None:
             self._sampler.close()
         if self.tokens:
@@ -244,6 +266,15 @@ class _Lane:
         )
 
 
+def room(lanes: Sequence[_Lane]) -> int:
+    """Count the cells that whole answers may take side by side; what prompts share is one."""
+    shared = (
+        max((common(lane.prompt.cells, other.prompt.cells) for other in lanes[:i]), default=0)
+        for i, lane in enumerate(lanes)
+    )
+    return sum(len(lane.prompt.cells) + lane.config.n_predict for lane in lanes) - sum(shared)
+
+
 class _Waiting:
     """Lanes that wait for their turn; the pictures of the first few are encoded meanwhile."""
 
@@ -259,16 +290,21 @@ class _Waiting:
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def first(self, block: bool = True) -> _Lane | None:
-        """Give the first lane once its pictures are encoded; None if that is not yet so."""
+    def first(self, wait: float | None = None) -> _Lane | None:
+        """
+        Give the first lane once its pictures are encoded.
+
+        :param wait: seconds after which to give None instead; None: never
+        """
         if not self._lanes:
             return None
         if self._pool is None:
             self._lanes[0].look()
-        elif block or self._looks[0].done():
-            self._looks[0].result()
         else:
-            return None
+            look = self._looks[0]
+            if not wait_for((look,), wait).done:
+                return None
+            look.result()
         return self._lanes[0]
 
     def leave(self) -> None:
@@ -421,7 +457,9 @@ class VLM:
         Answer several questions, each in a conversation of its own.
 
         Up to ``parallel`` answers are decoded side by side, one batch a step, and pictures are
-        encoded while earlier questions are answered.
+        encoded while earlier questions are answered. Greedy answers are what they are alone, but
+        for near ties of quantised weights: ``cache_type='q8_0/f16'`` keeps these too, and takes
+        longer over prompts of a thousand tokens and more.
 
         :param more: what all questions given as a tuple have in common, as for ``ask``
         """
@@ -507,27 +545,35 @@ class VLM:
             cleanup.enter_context(self._decoding)
             self.check_open()
             live: list[_Lane] = []
+            crowded = False  # until one of the live lanes ends
+            gathered = perf_counter() + GATHER
             while live or waiting:
-                # let lanes in while there is room for their whole answers
-                while len(live) < parallel and (lane := waiting.first(block=not live)):
-                    lane.lay_out()
-                    if live and sum(v.room for v in [*live, lane]) > self.decoder.n_ctx:
-                        break
-                    waiting.leave()
-                    self.decoder.allow()
-                    for chunk in lane.start(self.cache):
-                        yield lane, chunk
-                    live.append(lane)
-                # one token for each; a stop ends the batch for the sake of those cancelled
+                # 1. lanes that have ended leave
                 for lane in live:
-                    if lane.token is None or lane.cancelled:
+                    if lane.cancelled or not lane.pending:
                         lane.close()
-                live = [lane for lane in live if lane.token is not None]
-                if not self.cache.step([(lane.session, lane.token or 0) for lane in live]):
+                        crowded = False
+                live = [lane for lane in live if lane.pending]
+                # 2. others come while there is room for their whole answers
+                while not crowded and len(live) < parallel:
+                    new = waiting.first(max(gathered - perf_counter(), 0) if live else None)
+                    if new is None:
+                        break
+                    new.lay_out()
+                    crowded = bool(live) and room([*live, new]) > self.decoder.n_ctx
+                    if not crowded:
+                        waiting.leave()
+                        new.start(self.cache, live, self.decoder.n_batch // parallel)
+                        live.append(new)
+                # 3. one step for all; a stop ends it for the sake of those cancelled
+                if any(lane.cancelled or not lane.pending for lane in live):
+                    continue
+                if not self.cache.step([(lane.session, lane.pending) for lane in live]):
                     self.decoder.allow()
                     continue
-                for row, lane in enumerate(live):
-                    for chunk in lane.take(row):
+                # 4. a token for each
+                for lane in live:
+                    for chunk in lane.take():
                         yield lane, chunk
 
     def _enter(self, lanes: Sequence[_Lane], cleanup: ExitStack) -> None:

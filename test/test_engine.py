@@ -390,6 +390,61 @@ def test_many_answers_share_a_small_context(sample):
         assert all(r.finish_reason == 'stop' for r in replies)
 
 
+def batches(vlm, monkeypatch):
+    """Note the sizes of all batches from now on."""
+    sizes = []
+    run = vlm.decoder._run
+
+    def counting(n):
+        sizes.append(n)
+        return run(n)
+
+    monkeypatch.setattr(vlm.decoder, '_run', counting)
+    return sizes
+
+
+def test_what_questions_have_in_common_is_decoded_once(sample, monkeypatch):
+    """Also where the context is far too small for a copy each."""
+    system = 'You are a robot that looks for dogs and names what it sees in few words. ' * 5
+    questions = [(f'{word} colour is it?', sample) for word in 'What Which A The One Any'.split()]
+    options = {'system_prompt': system, 'n_predict': 4}
+    with VLM.load('demo') as vlm:
+        alone = [vlm.ask(*question, **options) for question in questions]
+    longest = max(reply.prompt_tokens for reply in alone)
+    with VLM.load('demo', n_ctx=longest + 100) as vlm:
+        sizes = batches(vlm, monkeypatch)
+        many = vlm.ask_many(questions, parallel=len(questions), **options)
+    assert [r.text for r in many] == [r.text for r in alone]
+    assert [r.prompt_tokens for r in many] == [r.prompt_tokens for r in alone]
+    assert sizes.count(len(questions)) >= 2  # all side by side
+    own = [r.prompt_tokens - r.reused_tokens for r in alone[1:]]
+    decoded = sum(r.prompt_tokens - r.reused_tokens for r in many)
+    assert decoded == alone[0].prompt_tokens + sum(own)
+    assert sum(sizes) == decoded + sum(max(r.completion_tokens - 1, 0) for r in many)
+
+
+def test_cancelling_one_of_many_leaves_the_others_alone(sample, monkeypatch):
+    """Whenever it comes: while another one is read, or between two tokens."""
+    questions = [(QUESTION, sample), ('What colour is the background?', sample), ('Hello', None)]
+    with VLM.load('demo', n_batch=32) as vlm:
+        alone = [vlm.ask(*question).text for question in questions]
+    for when in range(1, 9):
+        with VLM.load('demo', n_batch=32) as vlm, monkeypatch.context() as patch:
+            run, left = vlm.decoder._run, [when]
+
+            def stopping(n, vlm=vlm, run=run, left=left):
+                left[0] -= 1
+                if not left[0]:
+                    vlm.cancel()  # the first one
+                return run(n)
+
+            patch.setattr(vlm.decoder, '_run', stopping)
+            replies = vlm.ask_many(questions, parallel=3)
+        assert replies[0].finish_reason == 'cancelled', when
+        assert alone[0].startswith(replies[0].text)
+        assert [r.text for r in replies[1:]] == alone[1:], when
+
+
 def test_conversations_keep_their_cells_side_by_side(fresh, sample):
     chats = [fresh.conversation('Be short.') for _ in range(3)]
     firsts = [chat.ask(QUESTION, plain((60 * i, 0, 0))) for i, chat in enumerate(chats)]
@@ -410,7 +465,7 @@ def test_conversations_that_are_gone_free_their_cells(fresh, sample):
 
 def test_the_next_picture_is_encoded_while_an_answer_is_made(fresh, monkeypatch):
     """Each of the two waits for the other to have begun: in a row they would wait for ever."""
-    encode, step = fresh.encoder.encode, fresh.decoder.run_step
+    encode, step = fresh.encoder.encode, fresh.decoder.run_rows
     answering, encoding = threading.Event(), threading.Event()
     encoded = []
 
@@ -427,7 +482,7 @@ def test_the_next_picture_is_encoded_while_an_answer_is_made(fresh, monkeypatch)
         return step(rows)
 
     monkeypatch.setattr(fresh.encoder, 'encode', watched_encode)
-    monkeypatch.setattr(fresh.decoder, 'run_step', watched_step)
+    monkeypatch.setattr(fresh.decoder, 'run_rows', watched_step)
     replies = fresh.ask_many([(QUESTION, plain((i, i, i))) for i in range(3)], parallel=1)
     assert [r.finish_reason for r in replies] == ['stop'] * 3
 

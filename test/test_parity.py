@@ -50,12 +50,13 @@ def test_embeddings_between_tokens(name):
     decoder = Decoder(MODELS / name / 'decoder.gguf', n_ctx=128, threads=1)
     cache = Cache(decoder)
     session = cache.session(cache, prompt)
-    assert session.prefill(prompt, lambda: False)
+    assert session.prefill(prompt, lambda: False, len(cells) - 1)
+    assert cache.step([(session, cells[-1:])])
     assert relative(decoder.logits(), case['logits']) < 5e-3
     tokens = []
     for _ in case['greedy']:
         tokens.append(int(decoder.logits().argmax()))
-        assert cache.step([(session, tokens[-1])])
+        assert cache.step([(session, tokens[-1:])])
     assert tokens == case['greedy'].tolist()
     decoder.close()
 
@@ -98,7 +99,9 @@ def test_prompt_logits_and_tokens(models, name):
     # 2. the first step
     session = vlm.cache.session(vlm, lane.prompt)
     session.rewind(0)
-    assert session.prefill(lane.prompt, lambda: False)
+    cells = lane.prompt.cells
+    assert session.prefill(lane.prompt, lambda: False, len(cells) - 1)
+    assert vlm.cache.step([(session, cells[-1:])])
     assert relative(vlm.decoder.logits(), LOGITS[name]) < 1e-2
     # 3. the answer
     stream = vlm.stream(case['question'], shown, n_predict=32, **options)

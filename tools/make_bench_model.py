@@ -1,10 +1,11 @@
 """
-Make a decoder of the shape of Qwen2.5-0.5B in Q8_0, with random weights, to measure speed with.
+Make a decoder of the shape of Qwen2.5-0.5B with random weights, to measure speed with.
 
-``python tools/make_bench_model.py`` writes build/bench/qwen2.5-0.5b-q8_0.gguf (500 MiB) in some
-seconds. It costs as much time and memory as the real model: the same layers, the same 151936
-tokens with as many merges, InternVL's picture markers. What it says means nothing. Needs only
-numpy and gguf; blocks of Q8_0 are drawn as they lie in the file, never as floating point.
+``python tools/make_bench_model.py`` writes build/bench/qwen2.5-0.5b-q4_0.gguf (330 MiB) in some
+seconds. It costs as much time and memory as Qwen2.5-0.5B-Instruct-Q4_0.gguf, which RDK boards
+run: the same layers in Q4_0, the same 151936 tokens in Q8_0 with as many merges, InternVL's
+picture markers. ``--weights q8_0`` makes the layers Q8_0, too. What it says means nothing. Needs
+only numpy and gguf; blocks are drawn as they lie in the file, never as floating point.
 """
 
 from __future__ import annotations
@@ -27,10 +28,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-#: bytes of a block of Q8_0: a scale as float16 and 32 weights of one byte
-BLOCK, WEIGHTS = 34, 32
-#: standard deviation of int8 weights drawn evenly
-SPREAD = 127 / 3**0.5
+#: words of the chat template and of benchmarks/bench.py; Ġ is a space
+WORDS = (
+    *('system', 'user', 'assistant', 'Describe', 'What', 'Hello'),
+    *('Ġthe', 'Ġthis', 'Ġis', 'Ġin', 'Ġof', 'Ġrow', 'Ġpicture', 'Ġcolour', 'Ġbackground'),
+)
+
+#: weights of a block, after a scale as float16
+WEIGHTS = 32
+#: bytes of a weight, and the largest one drawn: from -largest to largest, evenly
+FORMATS = {'q4_0': (1 / 2, 7), 'q8_0': (1, 127)}
 
 
 def byte_letters() -> list[str]:
@@ -48,12 +55,19 @@ def vocabulary() -> tuple[list[str], list[str]]:
     """
     Make the text tokens and the merges that lead to them.
 
-    Words grow letter by letter from each letter and each space, so any text in small letters
-    becomes tokens of three or four letters, much as with a real vocabulary.
+    ``WORDS`` are one token each, as they are in the real vocabulary, so that the questions that
+    are timed have as many tokens as there. Other words grow letter by letter from each letter and
+    each space, which makes tokens of three or four letters.
     """
     letters = 'etaoinsrhldcumfpgwybvkxjqz'
     tokens, merges = byte_letters(), []
     known = set(tokens)
+    for word in WORDS:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in known:
+                merges.append(f'{word[: end - 1]} {word[end - 1]}')
+                tokens.append(word[:end])
+                known.add(word[:end])
     starts = [*letters, 'Ġ', *letters.upper()]
     while True:
         grown = []
@@ -94,21 +108,29 @@ def tensors() -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f'blk.{i}.{name}', shape
 
 
-def draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> npt.NDArray:
-    """Draw a tensor: norms 1, biases 0, matrices as rows of Q8_0 blocks."""
-    if len(shape) == 1:
-        return np.full(shape, float(name.endswith('norm.weight')), np.float32)
+def stored_as(name: str, weights: str) -> str:
+    """Give the format of a matrix: that of the layers, or that of the tokens."""
+    return 'q8_0' if name.startswith('token_embd') else weights
+
+
+def draw(rng: np.random.Generator, shape: tuple[int, ...], form: str) -> npt.NDArray[np.uint8]:
+    """Draw a matrix as rows of blocks."""
     rows, columns = shape
-    blocks = np.empty((rows, columns // WEIGHTS, BLOCK), np.uint8)
-    scale = np.float16(1 / (SPREAD * columns**0.5))
+    size, largest = FORMATS[form]
+    blocks = np.empty((rows, columns // WEIGHTS, 2 + int(WEIGHTS * size)), np.uint8)
+    spread = (largest * (largest + 1) / 3) ** 0.5
+    scale = np.float16(1 / (spread * columns**0.5))
     blocks[..., :2] = np.frombuffer(scale.tobytes(), np.uint8)
-    blocks[..., 2:] = rng.integers(1, 256, (*blocks.shape[:2], WEIGHTS), np.uint8)
-    weights = blocks[..., 2:]
-    weights ^= 128  # 1..255 -> -127..127 in two's complement
+    weights = rng.integers(1, 2 * largest + 2, (*blocks.shape[:2], WEIGHTS), np.uint8)
+    if form == 'q4_0':  # two to a byte, each above its true value by 8
+        weights = weights[..., :16] | weights[..., 16:] << 4
+    else:
+        weights ^= 128  # 1..255 -> -127..127 in two's complement
+    blocks[..., 2:] = weights
     return blocks.reshape(rows, -1)
 
 
-def write(path: Path, seed: int) -> None:
+def write(path: Path, layers: str, seed: int) -> None:
     """Write the file, one tensor in memory at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(str(path), 'qwen2')
@@ -122,7 +144,7 @@ def write(path: Path, seed: int) -> None:
     writer.add_head_count_kv(HEADS_KV)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1000000.0)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f'MOSTLY_{layers.upper()}'])
     # 1. the vocabulary
     text, merges = vocabulary()
     padding = [f'[PAD{i}]' for i in range(N_TEXT + len(CONTROL), N_VOCAB)]
@@ -141,16 +163,18 @@ def write(path: Path, seed: int) -> None:
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
     # 2. where each tensor will lie
-    q8 = gguf.GGMLQuantizationType.Q8_0
     for name, shape in tensors():
-        matrix = len(shape) == 2
-        stored = (shape[0], shape[1] // WEIGHTS * BLOCK) if matrix else shape
+        if len(shape) == 1:
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * shape[0])
+            continue
+        form = stored_as(name, layers)
+        row = shape[1] // WEIGHTS * (2 + int(WEIGHTS * FORMATS[form][0]))
         writer.add_tensor_info(
             name,
-            stored,
-            np.dtype(np.uint8 if matrix else np.float32),
-            int(np.prod(stored)) * (1 if matrix else 4),
-            q8 if matrix else None,
+            (shape[0], row),
+            np.dtype(np.uint8),
+            shape[0] * row,
+            gguf.GGMLQuantizationType[form.upper()],
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -158,23 +182,26 @@ def write(path: Path, seed: int) -> None:
     # 3. the tensors
     rng = np.random.default_rng(seed)
     for name, shape in tensors():
-        writer.write_tensor_data(draw(rng, name, shape))
+        if len(shape) == 1:  # norms are 1, biases 0
+            data = np.full(shape, float(name.endswith('norm.weight')), np.float32)
+        else:
+            data = draw(rng, shape, stored_as(name, layers))
+        writer.write_tensor_data(data)
     writer.close()
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=Path(__file__).resolve().parents[1] / 'build' / 'bench' / 'qwen2.5-0.5b-q8_0.gguf',
-    )
+    folder = Path(__file__).resolve().parents[1] / 'build' / 'bench'
+    parser.add_argument('--weights', choices=FORMATS, default='q4_0', help='of the layers')
+    parser.add_argument('--out', type=Path, help=f'default: {folder}/qwen2.5-0.5b-WEIGHTS.gguf')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
+    args.out = args.out or folder / f'qwen2.5-0.5b-{args.weights}.gguf'
     began = time.perf_counter()
     half = args.out.with_suffix('.part')  # whoever finds the name finds a whole file
-    write(half, args.seed)
+    write(half, args.weights, args.seed)
     half.replace(args.out)
     print(
         f'{args.out}: {args.out.stat().st_size / 2**20:.0f} MiB in '

@@ -33,8 +33,16 @@ ATTR_UNKNOWN, ATTR_CONTROL, ATTR_USER_DEFINED = 1, 8, 16
 #: sequences that can share the cells; a sequence without cells costs nothing
 MAX_SEQUENCES = 32
 
-#: names of ggml types for the KV cache
-CACHE_TYPES = {'f16': lib.GGML_TYPE_F16, 'q8_0': lib.GGML_TYPE_Q8_0, 'q4_0': lib.GGML_TYPE_Q4_0}
+#: ggml types of keys and of values in the KV cache. On a CPU, llama.cpp has one kernel for long
+#: prompts, one for single rows and one for all else, and they round differently; where keys and
+#: values are of two types, or quantised, it has the last one only. Its result for a row depends on
+#: nothing but the cells of that row's sequence and their order.
+CACHE_TYPES = {
+    'f16': (lib.GGML_TYPE_F16, lib.GGML_TYPE_F16),
+    'q8_0/f16': (lib.GGML_TYPE_Q8_0, lib.GGML_TYPE_F16),
+    'q8_0': (lib.GGML_TYPE_Q8_0, lib.GGML_TYPE_Q8_0),
+    'q4_0': (lib.GGML_TYPE_Q4_0, lib.GGML_TYPE_Q4_0),
+}
 FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}  # llama_flash_attn_type
 
 #: tokens per computed step while a prompt is read; llama.cpp's own default
@@ -171,7 +179,7 @@ class Decoder:
         settings.n_ubatch = min(self.n_batch, MAX_UBATCH)
         settings.n_seq_max = MAX_SEQUENCES
         settings.kv_unified = True  # any sequence may use any cell
-        settings.type_k = settings.type_v = CACHE_TYPES[cache_type]
+        settings.type_k, settings.type_v = CACHE_TYPES[cache_type]
         settings.flash_attn_type = FLASH_ATTENTION[flash_attention]
         settings.n_threads = settings.n_threads_batch = threads or usable_cores()
         settings.no_perf = False
@@ -229,7 +237,7 @@ class Decoder:
     def warm_up(self) -> None:
         """Run one token, so that the weights are in memory before the first question."""
         token = max(0, int(lib.llama_vocab_bos(self.vocab)))
-        self.run_step([(token, 0, 0)])
+        self.run_rows([(token, 0, 0, True)])
         lib.llama_memory_clear(self.memory, True)
 
     # -- stopping ----------------------------------------------------------------------------
@@ -259,23 +267,18 @@ class Decoder:
 
     # -- running -----------------------------------------------------------------------------
 
-    def run_tokens(
-        self, tokens: npt.NDArray[np.int32], position: int, seq: int, logits: bool
-    ) -> Outcome:
+    def run_tokens(self, tokens: npt.NDArray[np.int32], position: int, seq: int) -> Outcome:
         """
-        Decode tokens at consecutive positions.
+        Decode tokens at consecutive positions; nobody wants their logits.
 
         :param tokens: at most ``n_batch``
-        :param logits: whether the last one's are wanted
         """
         n = len(tokens)
         self._tokens[:n] = tokens
         self._batch.token, self._batch.embd = self._batch_token, None
-        return self._run_consecutive(n, position, seq, logits)
+        return self._run_consecutive(n, position, seq)
 
-    def run_embeddings(
-        self, data: npt.NDArray[np.float32], position: int, seq: int, logits: bool
-    ) -> Outcome:
+    def run_embeddings(self, data: npt.NDArray[np.float32], position: int, seq: int) -> Outcome:
         """
         Put embeddings, float32 (n, n_embd), at consecutive positions; as ``run_tokens``.
 
@@ -285,26 +288,26 @@ class Decoder:
         assert data.shape[1] == self.n_embd
         self._batch.token = None
         self._batch.embd = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        return self._run_consecutive(len(data), position, seq, logits)
+        return self._run_consecutive(len(data), position, seq)
 
-    def run_step(self, rows: Sequence[tuple[int, int, int]]) -> Outcome:
+    def run_rows(self, rows: Sequence[tuple[int, int, int, bool]]) -> Outcome:
         """
-        Decode one token of each of several sequences; the logits of all are wanted.
+        Decode tokens of several sequences.
 
-        :param rows: (token, position, sequence), at most ``MAX_SEQUENCES``
+        :param rows: (token, position, sequence, whether its logits are wanted), at most
+            ``n_batch``
         """
         batch = self._batch
         batch.token, batch.embd = self._batch_token, None
-        for i, (token, position, seq) in enumerate(rows):
+        for i, (token, position, seq, logits) in enumerate(rows):
             self._tokens[i], self._pos[i], batch.seq_id[i][0] = token, position, seq
-        self._logits[: len(rows)] = 1
+            self._logits[i] = logits
         return self._run(len(rows))
 
-    def _run_consecutive(self, n: int, position: int, seq: int, logits: bool) -> Outcome:
+    def _run_consecutive(self, n: int, position: int, seq: int) -> Outcome:
         batch = self._batch
         self._pos[:n] = np.arange(position, position + n, dtype=np.int32)
         self._logits[:n] = 0
-        self._logits[n - 1] = logits
         for i in range(n):
             batch.seq_id[i][0] = seq
         return self._run(n)

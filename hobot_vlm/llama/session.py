@@ -42,6 +42,11 @@ class Prompt:
         """Count the cells of pictures."""
         return sum(len(data) for _, data in self.pictures)
 
+    @property
+    def end_of_pictures(self) -> int:
+        """Give the first cell after all pictures."""
+        return max((first + len(data) for first, data in self.pictures), default=0)
+
 
 def flatten(decoder: Decoder, spans: list[Span]) -> Prompt:
     """Turn spans into cells. Neighbouring texts are tokenised as one."""
@@ -93,6 +98,19 @@ def _cut(piece: str, mark: str, half: list[str]) -> list[str]:
     return parts
 
 
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count the first cells that hold the same."""
+    low, high = 0, min(len(one), len(other))
+    # whole lists compare much faster than cell by cell: halve towards the first difference
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 class Session:
     """One sequence of the KV cache; made by ``Cache``."""
 
@@ -101,26 +119,21 @@ class Session:
         self._decoder = cache.decoder
         self.seq = seq
         self.cells: list[int] = []  # what each holds, as in Prompt.cells
+        self.row = -1  # of the last step that holds the logits of the last cell
 
     def reusable(self, prompt: Prompt) -> int:
         """
         Count the first cells that need not be decoded again.
 
-        The last one always is: its logits are wanted.
+        The last one of a prompt always is: its logits are wanted.
         """
-        low, high = 0, min(len(self.cells), len(prompt.cells) - 1)
-        # whole lists compare much faster than cell by cell: halve towards the first difference
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.cells[low:middle] == prompt.cells[low:middle]:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return common(self.cells, prompt.cells[:-1])
 
-    def prefill(self, prompt: Prompt, cancelled: Callable[[], bool]) -> bool:
+    def prefill(
+        self, prompt: Prompt, cancelled: Callable[[], bool], until: int | None = None
+    ) -> bool:
         """
-        Make the cells hold exactly this prompt, and have the logits of its last cell.
+        Make the cells hold exactly this prompt, or its first ``until`` cells if those are more.
 
         :return: False if it was cancelled; the cells decoded until then are kept
         :raises PromptTooLong: before anything is decoded
@@ -131,18 +144,18 @@ class Session:
         self.rewind(self.reusable(prompt))
         # runs of tokens and of embeddings, each cut into batches
         pictures = [(first, first + len(data), data) for first, data in prompt.pictures]
+        total = total if until is None else until
         while (at := len(self.cells)) < total:
             if cancelled():
                 return False
             first, end, data = next((p for p in pictures if p[1] > at), (total, total, None))
-            end = min(first if at < first else end, at + self._decoder.n_batch)
-            logits = end == total
+            end = min(first if at < first else end, total, at + self._decoder.n_batch)
             if at < first or data is None:
                 tokens = np.array(prompt.cells[at:end], np.int32)
-                run = partial(self._decoder.run_tokens, tokens, at, self.seq, logits)
+                run = partial(self._decoder.run_tokens, tokens, at, self.seq)
             else:
                 rows = data[at - first : end - first]
-                run = partial(self._decoder.run_embeddings, rows, at, self.seq, logits)
+                run = partial(self._decoder.run_embeddings, rows, at, self.seq)
             if not self._keep(prompt.cells[at:end], run):
                 return False
         return True
@@ -228,7 +241,8 @@ class Cache:
         self._sessions.remove(chosen)
         self._sessions.append(chosen)
         known = chosen.reusable(prompt)
-        best = max(self._sessions, key=lambda s: s.reusable(prompt))
+        # of equals the one used last: sessions in use then share their cells with each other
+        best = max(reversed(self._sessions), key=lambda s: s.reusable(prompt))
         shared = best.reusable(prompt)
         if shared > known:
             chosen.rewind(0)
@@ -269,19 +283,27 @@ class Cache:
                 )
         return outcome is Outcome.DONE
 
-    def step(self, tokens: Sequence[tuple[Session, int]]) -> bool:
+    def step(self, runs: Sequence[tuple[Session, Sequence[int]]]) -> bool:
         """
-        Decode one token after the cells of each session; row i holds the logits of the i-th.
+        Decode some tokens after the cells of each session; have the logits of the last of each.
 
+        :param runs: at most ``n_batch`` tokens in all
         :return: False if it was stopped
         """
-        if not tokens:
+        if not runs:
             return True
-        rows = [(token, len(session.cells), session.seq) for session, token in tokens]
-        done = self.run(lambda: self.decoder.run_step(rows), {session for session, _ in tokens})
-        for session, token in tokens:
+        rows = [
+            (token, len(session.cells) + i, session.seq, i == len(tokens) - 1)
+            for session, tokens in runs
+            for i, token in enumerate(tokens)
+        ]
+        done = self.run(lambda: self.decoder.run_rows(rows), {session for session, _ in runs})
+        row = -1
+        for session, tokens in runs:
+            row += len(tokens)
             if done:
-                session.cells.append(token)
+                session.cells += tokens
+                session.row = row
             else:
                 session.rewind(len(session.cells))
         return done

@@ -22,7 +22,7 @@ from typing import Any
 from hobot_vlm import Reply, VLM
 from hobot_vlm.encoders import VisionEncoder
 from hobot_vlm.families import family
-from hobot_vlm.llama.model import usable_cores
+from hobot_vlm.machine import usable_cores
 from hobot_vlm.values import ImageTiles
 from llama_cpp import llama_cpp as lib
 import numpy as np

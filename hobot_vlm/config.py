@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, Field, field, fields, MISSING
 import difflib
 import math
+from numbers import Integral
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 from .errors import ConfigError
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
+#: topic of the pictures that a board's cameras hand over in shared memory
+HBM_TOPIC = '/hbmem_img'
 
 C = TypeVar('C', bound='Config')
 
@@ -189,6 +192,10 @@ class Config:
         return tuple(int(part) for part in self.bpu_cores.split(',') if part.strip())
 
 
+#: options that the node may change while it runs
+LIVE = tuple(item.name for item in fields(Config) if item.metadata['live'])
+
+
 @dataclass(frozen=True)
 class NodeConfig(Config):
     """Options of the ROS 2 node: those of the engine and where things come from and go to."""
@@ -294,7 +301,7 @@ def checked(item: Field[Any], value: Any) -> Any:
     if kind is bool:
         if isinstance(value, str) and value.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
             value = value.lower() in ('true', '1', 'yes')
-        if value in (0, 1) and not isinstance(value, (str, float)):
+        if isinstance(value, Integral) and value in (0, 1):
             value = bool(value)
     elif kind in (int, float) and isinstance(value, str):
         try:

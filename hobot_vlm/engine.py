@@ -13,20 +13,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 import hashlib
 import logging
 import os
 from pathlib import Path
 import threading
 from time import perf_counter
-from types import TracebackType
 from typing import Any
 import weakref
 
 import numpy as np
 
 from . import catalogue, saved
-from .config import Config
+from .config import Config, LIVE
 from .encoders import EncoderOptions, open_encoder, VisionEncoder
 from .errors import (
     ConfigError,
@@ -57,21 +57,7 @@ GATHER = 0.05
 LOOK_AHEAD = 3
 
 #: options that may differ from question to question
-PER_REQUEST = (
-    'n_predict',
-    'temperature',
-    'top_k',
-    'top_p',
-    'min_p',
-    'repeat_penalty',
-    'seed',
-    'system_prompt',
-    'thinking',
-    'max_tiles',
-    'fit',
-    'grammar',
-    'json_schema',
-)
+PER_REQUEST = (*LIVE, 'thinking', 'max_tiles', 'fit')
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ class Request:
     """
     A question and what goes with it.
 
-    :param prompt: the question
+    :param prompt: the question: text, or the spans of one
     :param images: a path, the bytes of an image file, RGB uint8 (height, width, 3), or several
         of these
     :param labels: what to call each picture in the prompt; empty: as the family does
@@ -89,7 +75,7 @@ class Request:
     :param options: any of ``PER_REQUEST``
     """
 
-    prompt: str
+    prompt: Part
     images: Images = None
     labels: Sequence[str] = ()
     stop: Sequence[str] = ()
@@ -429,7 +415,7 @@ class VLM:
 
     # -- asking ------------------------------------------------------------------------------
 
-    def ask(self, prompt: str, images: Images = None, **more: Any) -> Reply:
+    def ask(self, prompt: Part, images: Images = None, **more: Any) -> Reply:
         """
         Answer one question, in a conversation of its own.
 
@@ -439,7 +425,7 @@ class VLM:
         """
         return self.stream(prompt, images, **more).finish()
 
-    def stream(self, prompt: str, images: Images = None, **more: Any) -> Answer:
+    def stream(self, prompt: Part, images: Images = None, **more: Any) -> Answer:
         """Answer as ``ask`` does, piece by piece; closing the iterator stops the model."""
         return Answer(
             self,
@@ -451,7 +437,7 @@ class VLM:
         )
 
     def ask_many(
-        self, questions: Sequence[tuple[str, Images] | Request], parallel: int = 8, **more: Any
+        self, questions: Sequence[tuple[Part, Images] | Request], parallel: int = 8, **more: Any
     ) -> list[Reply]:
         """
         Answer several questions, each in a conversation of its own.
@@ -496,7 +482,7 @@ class VLM:
         :raises ModelMismatch: it was saved with another model
         """
         path = Path(path)
-        state = saved.read(path, self.identity(), self.decoder)
+        state = saved.read(path, self.identity, self.decoder)
         if len(state.cells) > self.decoder.n_ctx:
             raise StateError(
                 f'{path} holds {len(state.cells)} cells, and n_ctx is '
@@ -517,6 +503,7 @@ class VLM:
                 )
         return chat
 
+    @cached_property
     def identity(self) -> saved.Identity:
         """Describe the model, so that a saved conversation finds it again."""
         return saved.identity(self.decoder.path, self._encoder_path, self.config)
@@ -527,10 +514,6 @@ class VLM:
             if self._lanes:
                 self._lanes[0].cancelled = True
                 self.decoder.stop()
-
-    def prepare(self, image: ImageSource) -> None:
-        """Encode a picture ahead of the question about it; the embedding is kept."""
-        self.embed([image], self.config)
 
     # -- the flow ----------------------------------------------------------------------------
 
@@ -697,12 +680,7 @@ class VLM:
     def __enter__(self) -> VLM:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -778,11 +756,11 @@ class Conversation:
         """Give whose cells the turns use."""
         return self._owner or self
 
-    def ask(self, prompt: str, images: Images = None, **more: Any) -> Reply:
+    def ask(self, prompt: Part, images: Images = None, **more: Any) -> Reply:
         """Ask the next question; as :meth:`VLM.ask`."""
         return self.stream(prompt, images, **more).finish()
 
-    def stream(self, prompt: str, images: Images = None, **more: Any) -> Answer:
+    def stream(self, prompt: Part, images: Images = None, **more: Any) -> Answer:
         """Ask the next question; as :meth:`VLM.stream`."""
         return Answer(self._vlm, _Lane(self._vlm, self, request(prompt, images, **more)))
 
@@ -812,28 +790,25 @@ class Conversation:
             session.prefill(start, lambda: False)
         return session
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, cells: bool = True) -> None:
         """
         Write the conversation to a file, with its pictures and its cells of the KV cache.
 
         Before the first turn that is the system prompt, decoded. :meth:`VLM.restore` reads it.
 
+        :param cells: False: leave them out, which is quick; the next question after ``restore``
+            then decodes the history, but encodes no picture
         :raises StateError: it cannot be written
         """
         self._vlm.take_over(None)
         with self._vlm._decoding:
             self._vlm.check_open()
-            session = self._prefill()
+            session = self._prefill() if cells else None
+            held, kv = (session.cells, session.state()) if session and session.cells else ([], b'')
             saved.write(
                 Path(path),
-                saved.Saved(
-                    self._system_prompt,
-                    self._overflow,
-                    self._turns,
-                    session.cells,
-                    session.state() if session.cells else b'',
-                ),
-                self._vlm.identity(),
+                saved.Saved(self._system_prompt, self._overflow, self._turns, held, kv),
+                self._vlm.identity,
             )
 
     def reset(self) -> None:
@@ -910,7 +885,7 @@ def without_oldest(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def request(
-    prompt: str,
+    prompt: Part,
     images: Images = None,
     *,
     labels: Sequence[str] = (),

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
-import os
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from .engine import VLM
 from .errors import ConfigError, PictureError, PromptTooLong, VlmError
 from .image import load_rgb, Pixels
+from .machine import resident_bytes
 from .values import ImageSource
 
 
@@ -161,12 +161,7 @@ class InternVL:
     def __enter__(self) -> InternVL:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -204,9 +199,7 @@ def memory_info() -> dict[str, int]:
     with open('/proc/meminfo', encoding='ascii') as file:
         lines = dict(line.split(':') for line in file)
     total, free = (1024 * int(lines[name].split()[0]) for name in ('MemTotal', 'MemAvailable'))
-    with open('/proc/self/statm', encoding='ascii') as file:
-        process = int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    return {'total': total, 'used': total - free, 'process': process}
+    return {'total': total, 'used': total - free, 'process': resident_bytes()}
 
 
 def bytes_to_human(size: float) -> str:

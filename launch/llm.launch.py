@@ -19,4 +19,5 @@ def generate_launch_description():
 def start(context):
     """Make everything that the arguments choose, or fail before anything is started."""
     bringup.require(context)
-    return [bringup.node(context, feed_type=2), *bringup.speech(context)]
+    started = [bringup.node(context, feed_type=2), *bringup.speech(context)]
+    return bringup.in_namespace(context, started)

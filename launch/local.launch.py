@@ -39,9 +39,9 @@ def start(context):
         package='hobot_vlm',
         executable='play_images',
         name='play_images',
-        namespace=bringup.value(context, 'namespace'),
         output='screen',
         parameters=[parameters],
     )
     node = bringup.node(context, feed_type=1)
-    return [*bringup.transports(), player, node, *bringup.speech(context)]
+    started = [player, node, *bringup.speech(context)]
+    return [*bringup.transports(), *bringup.in_namespace(context, started)]

@@ -23,4 +23,5 @@ def start(context):
     """Make everything that the arguments choose, or fail before anything is started."""
     bringup.require(context)
     node = bringup.node(context, feed_type=1, **bringup.camera_parameters(context))
-    return [*bringup.transports(), *bringup.camera(context), node, *bringup.speech(context)]
+    started = [*bringup.camera(context), node, *bringup.speech(context)]
+    return [*bringup.transports(), *bringup.in_namespace(context, started)]

@@ -146,7 +146,7 @@ texts = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts, st.text(), st.integers(1, 5000), st.integers(1, 5000), st.sampled_from(FITS))
 def test_whatever_a_model_says_boxes_lie_in_the_picture(answer, thing, width, height, fit):
     for box in find(answer, thing, width, height, SIDE, fit):
@@ -161,7 +161,7 @@ def test_a_long_answer_takes_no_long_time(piece):
     assert process_time() - began < 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(('internvl', 'smolvlm')),
     st.sampled_from(FITS),

@@ -107,7 +107,6 @@ def test_a_switch_is_true_or_false(name):
             NodeConfig.from_flat({name: bad})
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(OPTIONS)), anything)
 def test_no_value_does_more_harm_than_a_config_error(name, value):
     try:
@@ -121,7 +120,6 @@ def test_no_value_does_more_harm_than_a_config_error(name, value):
     assert NodeConfig.from_flat({name: getattr(config, name)}) == config
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_no_system_prompt_does_more_harm_than_a_config_error(text):
     try:
@@ -130,7 +128,6 @@ def test_no_system_prompt_does_more_harm_than_a_config_error(text):
         assert 'system_prompt' in str(exc)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text() | st.integers(), anything))
 def test_no_name_does_more_harm_than_a_config_error(values):
     try:
@@ -245,7 +242,7 @@ def test_a_missing_or_binary_parameter_file(tmp_path):
         read_parameter_file(tmp_path / 'binary.yaml')
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text()
     | anything.map(lambda x: repr(x))

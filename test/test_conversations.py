@@ -222,7 +222,6 @@ def test_random_conversations_equal_fresh_contexts(model, monkeypatch):
 
     @settings(
         max_examples=CONVERSATIONS[name] // 2,
-        deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -202,7 +202,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         ]
     ),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_random_bytes_are_a_picture_or_a_picture_error(data, start):
     check_whatever(start + data)
 
@@ -219,7 +219,7 @@ WHOLE = [
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
     st.floats(0.05, 1),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_damaged_files_are_a_picture_or_a_picture_error(data, changes, kept):
     damaged = bytearray(data)
     for place_in_file, value in changes:
@@ -243,7 +243,6 @@ def check_whatever(data):
         hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6),
     )
 )
-@settings(deadline=None)
 def test_any_array_is_a_picture_or_a_picture_error(array):
     good = (
         array.dtype == np.uint8
@@ -302,7 +301,7 @@ def test_resizing_on_many_cores_equals_pillow(size, to, resample, many_cores):
     st.integers(1, 200),
     st.sampled_from([BICUBIC, LANCZOS]),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_resizing_any_size_equals_pillow(width, height, to_width, to_height, resample):
     rgb = noise(width, height)
     ours = resize(rgb, to_width, to_height, resample)
@@ -331,7 +330,6 @@ def test_the_cores_share_the_work(many_cores, monkeypatch):
     st.integers(1, 64),
     st.sampled_from(['fill', 'contain', 'cover', 'topleft']),
 )
-@settings(deadline=None)
 def test_every_fit_gives_the_size_asked_for(width, height, to_width, to_height, fit):
     white = np.full((height, width, 3), 255, np.uint8)
     placed = place(white, to_width, to_height, BICUBIC, fit)

@@ -6,7 +6,7 @@ from hobot_vlm.errors import ModelMismatch
 from hobot_vlm.llama.session import flatten
 from hobot_vlm.prompt import CHATML, ChatTemplate, ends_in_thought, PLAIN
 from hobot_vlm.values import Control, Text
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
@@ -102,7 +102,6 @@ def test_a_template_may_open_the_reasoning():
     assert not ends_in_thought(ChatTemplate(CHATML, CONTROLS).opening('', ['<think>']))
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(

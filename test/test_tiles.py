@@ -85,7 +85,7 @@ def test_number_of_tiles_equals_the_makers_for_every_size(number, stored):
     max_tiles=st.integers(0, 12),
     fit=st.sampled_from(['', 'fill', 'contain', 'cover', 'topleft']),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_picture_is_cut_within_the_limit(name, width, height, max_tiles, fit):
     made = family(name)
     tiles = made.tiles(maker.array(width, height), 32, max_tiles, fit)

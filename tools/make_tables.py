@@ -44,7 +44,7 @@ CHINESE = {
     'json_schema': '每个回答都要遵守的 JSON Schema：文本，或文件路径',
     'lora': '语言模型的 LoRA 适配器：.gguf',
     'lora_scale': 'LoRA 适配器的强度',
-    'cache_type': 'KV 缓存的数值格式',
+    'cache_type': 'KV 缓存的数值格式；q8_0/f16：键用 q8_0，值用 f16',
     'flash_attention': '融合注意力；量化的 KV 缓存需要它',
     'mmap': '把语言模型映射到内存，而不是整个读入',
     'warm_up': '启动时先空跑一次，使第一个回答不至于更慢',

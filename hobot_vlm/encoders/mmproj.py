@@ -23,7 +23,8 @@ from . import EncoderOptions, VisionEncoder
 from .gguf import GgufHeader, read_gguf
 from .pixels import check_embeddings, check_tiles
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
-from ..llama.model import last_errors, on_log, start_backend, usable_cores
+from ..llama.model import last_errors, on_log, start_backend
+from ..machine import usable_cores
 from ..values import ImageTiles
 
 try:

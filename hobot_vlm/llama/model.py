@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InferenceError, ModelFileError, ModelMismatch
+from ..machine import usable_cores
 
 logger = logging.getLogger('hobot_vlm.llama')
 
@@ -69,14 +70,6 @@ on_log = lib.llama_log_callback(_log)  # kept: llama.cpp calls it as long as it 
 def start_backend() -> None:
     lib.llama_log_set(on_log, ctypes.c_void_p(0))
     lib.llama_backend_init()
-
-
-def usable_cores() -> int:
-    """Count the cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 def check_gguf(path: Path) -> None:

@@ -8,6 +8,7 @@ accepted. Knows nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import json
 import math
 import re
@@ -36,7 +37,13 @@ _REMARKS = frozenset(
     'title description default examples deprecated readOnly writeOnly format '
     '$schema $id $comment $defs definitions'.split()
 )
-_BOUNDS = frozenset(('minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum'))
+#: bounds of numbers, and how each becomes the outermost integer that it allows
+_BOUNDS: dict[str, Callable[[float], int]] = {
+    'minimum': math.ceil,
+    'exclusiveMinimum': lambda bound: math.floor(bound) + 1,
+    'maximum': math.floor,
+    'exclusiveMaximum': lambda bound: math.ceil(bound) - 1,
+}
 #: what the converter reads of a schema, by the keyword that it goes by, in its own order
 _READS = (
     ('$ref', ()),
@@ -52,7 +59,7 @@ _READS = (
     ('pattern', ('type',)),
     ('minLength', ('type', 'maxLength')),
     ('maxLength', ('type',)),
-    ('type', _BOUNDS),
+    ('type', frozenset(_BOUNDS)),
 )
 #: digits of a number without an upper bound, and behind the point; as the converter has it
 _DIGITS = 15
@@ -120,7 +127,7 @@ class _Converter(SchemaConverter):
                 f'json_schema cannot be followed: {min(missing)} is required, '
                 'and properties does not say what it is'
             )
-        if by == 'type' and _BOUNDS & set(schema):
+        if by == 'type' and _BOUNDS.keys() & set(schema):
             rule_name = f'{name}-' if name in RESERVED_NAMES else name or 'root'
             return str(converter._add_rule(rule_name, f'({bounded(schema)}) space'))
         return str(converter.visit(schema, name))
@@ -133,7 +140,7 @@ def bounded(schema: dict[str, Any]) -> str:
     :raises GrammarError: bounds of a ``number`` that are not whole or that exclude themselves, or
         bounds that nothing lies between
     """
-    bounds = {key: schema[key] for key in _BOUNDS & set(schema)}
+    bounds = {key: schema[key] for key in _BOUNDS.keys() & set(schema)}
     whole = schema['type'] == 'integer'
     for key, bound in bounds.items():
         if isinstance(bound, bool) or not isinstance(bound, (int, float)):
@@ -143,10 +150,9 @@ def bounded(schema: dict[str, Any]) -> str:
                 f'json_schema cannot be followed: {key} is {bound}: a number can have a whole '
                 'minimum and maximum, and an integer any bounds'
             )
-    lows = [math.ceil(bounds[k]) for k in ('minimum',) if k in bounds]
-    lows += [math.floor(bounds[k]) + 1 for k in ('exclusiveMinimum',) if k in bounds]
-    highs = [math.floor(bounds[k]) for k in ('maximum',) if k in bounds]
-    highs += [math.ceil(bounds[k]) - 1 for k in ('exclusiveMaximum',) if k in bounds]
+    inclusive = {key: _BOUNDS[key](bound) for key, bound in bounds.items()}
+    lows = [inclusive[key] for key in ('minimum', 'exclusiveMinimum') if key in bounds]
+    highs = [inclusive[key] for key in ('maximum', 'exclusiveMaximum') if key in bounds]
     low, high = max(lows, default=None), min(highs, default=None)
     if low is not None and high is not None and low > high:
         raise GrammarError(

@@ -7,7 +7,7 @@ anything is started. It knows nothing of models: what the node is told is checke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 import os
 from pathlib import Path
@@ -29,10 +29,10 @@ from launch.actions import (
 from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
+from launch_ros.actions import Node, PushRosNamespace, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
 
-from ..config import checked, NodeConfig
+from ..config import checked, HBM_TOPIC, NodeConfig
 from ..errors import BackendMissing, ConfigError
 
 SAMPLE = Path(__file__).parent.parent / 'demo' / 'sample.png'
@@ -54,7 +54,7 @@ class Argument:
 
 NODE = {
     'params_file': Argument('', 'YAML file of node parameters, here or in config/; arguments win'),
-    'namespace': Argument('', 'namespace of the node'),
+    'namespace': Argument('', 'namespace of all that is started, and of its topics'),
     'log_level': Argument(
         'info', 'what the node logs', ('debug', 'info', 'warn', 'error', 'fatal')
     ),
@@ -99,6 +99,11 @@ PACKAGES = {
     'tts:=cloud': ('aliyun_tts_node',),
     'web:=true': ('websocket',),
 }
+#: topics as they are called where no argument names them
+TOPICS = (
+    HBM_TOPIC,
+    *(str(option.default) for option in fields(NodeConfig) if option.name.endswith('topic_name')),
+)
 #: cameras that hand over their pictures in shared memory
 SHARED_MEMORY = ('mipi', 'fb')
 
@@ -200,12 +205,25 @@ def node(context: LaunchContext, **defaults: Any) -> Node:
         package='hobot_vlm',
         executable='hobot_vlm',
         name='hobot_vlm',
-        namespace=value(context, 'namespace'),
         output='screen',
         parameters=parameters,
         ros_arguments=['--log-level', value(context, 'log_level')],
         on_exit=_ended,
     )
+
+
+def in_namespace(context: LaunchContext, actions: Sequence[Any]) -> list[Any]:
+    """
+    Put all that is started into the namespace, if one was given.
+
+    The topics have absolute names, as on a board; in a namespace they follow it, for every node,
+    so that two launches share none. A topic that an argument names stays as it was named.
+    """
+    namespace = value(context, 'namespace')
+    if not namespace:
+        return [*actions]
+    remaps = [SetRemap(topic, topic.lstrip('/')) for topic in TOPICS]
+    return [GroupAction([PushRosNamespace(namespace), *remaps, *actions])]
 
 
 def _params_file(name: str) -> Path:
@@ -269,7 +287,7 @@ def camera(context: LaunchContext) -> list[Any]:
             publish_image_source=source,
             publish_image_format=Path(source).suffix[1:],
             publish_is_shared_mem='True',
-            publish_message_topic_name='/hbmem_img',
+            publish_message_topic_name=HBM_TOPIC,
             publish_fps='10',
             publish_is_loop='True',
             publish_output_image_w=width,
@@ -283,7 +301,7 @@ def camera(context: LaunchContext) -> list[Any]:
                 'hobot_codec_encode',
                 codec_in_mode='shared_mem',
                 codec_out_mode='ros',
-                codec_sub_topic='/hbmem_img',
+                codec_sub_topic=HBM_TOPIC,
                 codec_pub_topic='/image',
             )
             actions.append(codec)

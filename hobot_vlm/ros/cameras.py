@@ -23,10 +23,8 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 from .parameters import topics_of
-from ..config import NodeConfig
+from ..config import HBM_TOPIC, NodeConfig
 from ..errors import BackendMissing, PictureError
-
-HBM_TOPIC = '/hbmem_img'
 
 OnPicture = Callable[[int, str, bytes], None]
 

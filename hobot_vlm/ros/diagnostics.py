@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-import os
-from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from .outcome import Outcome
+from ..machine import resident_bytes
 
 PERIOD = 1.0
 
@@ -118,9 +117,3 @@ class Diagnostics:
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(message)
-
-
-def resident_bytes() -> int:
-    """Give the memory that this process occupies."""
-    pages = int(Path('/proc/self/statm').read_text().split()[1])
-    return pages * os.sysconf('SC_PAGE_SIZE')

@@ -20,8 +20,8 @@ from .outcome import Outcome
 from .perception import detections, message_class, perception_targets
 from ..config import NodeConfig
 
-REPLY_TOPIC = '/hobot_vlm/reply'
-DETECTIONS_TOPIC = '/hobot_vlm/detections'
+REPLY_TOPIC = '~/reply'
+DETECTIONS_TOPIC = '~/detections'
 
 SPOKEN = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 #: a late joiner gets the last one

@@ -8,7 +8,7 @@ and functions that read a picture and the clock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 import logging
 import math
 from pathlib import Path
@@ -26,16 +26,15 @@ from .images import rgb_of
 from .inbox import Frame, Frames, Inbox, Prompt, Reset, Stamp, Work
 from .outcome import Outcome, Shown
 from .. import boxes
-from ..config import Config, FEED_TOPICS, NodeConfig
+from ..config import FEED_TOPICS, LIVE, NodeConfig
 from ..engine import Answer, Conversation, VLM
 from ..errors import PictureError, VlmError
 from ..image import Pixels
+from ..prompt import Part
 from ..text import SentenceSplitter
 from ..values import Box, Reply
 
 log = logging.getLogger('hobot_vlm.node')
-
-LIVE_OPTIONS = tuple(item.name for item in fields(Config) if item.metadata['live'])
 
 #: the wake word on which ``pre_infer`` 1 begins to encode
 WAKE_WORD = '你好'
@@ -152,14 +151,18 @@ class Worker:
             if self._thread.is_alive():
                 return False
             self._thread = None
-            self._keep_chat()
+            self._keep_chat(cells=True)
         return True
 
-    def _keep_chat(self) -> None:
-        """Write the conversation to its file."""
+    def _keep_chat(self, cells: bool) -> None:
+        """
+        Write the conversation to its file.
+
+        :param cells: with the KV cache, which takes longer, and less time when it is read again
+        """
         if self._loaded.state_file:
             try:
-                self._chat.save(Path(self._loaded.state_file).expanduser())
+                self._chat.save(Path(self._loaded.state_file).expanduser(), cells)
             except VlmError as exc:
                 log.error('the conversation is not kept: %s', exc)
 
@@ -184,6 +187,7 @@ class Worker:
         if isinstance(work, Reset):
             self._chat.reset()
             self._told = []
+            self._keep_chat(cells=False)
         elif isinstance(work, Prompt):
             if self._is_wake_word(work, settings):
                 log.info('%s: encoding the picture ahead of the prompt', WAKE_WORD)
@@ -296,6 +300,8 @@ class Worker:
         elif settings.parser_mode and pictures.rgb:
             reply = replace(reply, boxes=self._boxes(reply.text, prompt, pictures))
         outcome = Outcome(prompt, reply, tuple(pictures.shown), error, started)
+        if settings.in_turns:
+            self._keep_chat(cells=False)  # a process that is killed remembers what it said
         self._out.finish(outcome)
         self._statistics.publish_ms = 1e3 * (perf_counter() - last)
         self._statistics.count(outcome)
@@ -312,7 +318,7 @@ class Worker:
         """Ask the model; options that changed since it was loaded go with the question."""
         options: dict[str, Any] = {
             name: getattr(settings, name)
-            for name in LIVE_OPTIONS
+            for name in LIVE
             if getattr(settings, name) != getattr(self._loaded, name)
         }
         rgb = pictures.rgb
@@ -321,7 +327,7 @@ class Worker:
             ask = self._chat.stream
             if len(rgb) == len(self._told) and all(map(np.array_equal, rgb, self._told)):
                 rgb = []  # a picture that is as it was is not shown again
-        question: Any = prompt.text
+        question: Part = prompt.text
         if settings.parser_mode and pictures.rgb:
             question = boxes.question(prompt.text, self._vlm.decoder.controls)
         return ask(question, rgb or None, **options)

@@ -6,6 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 import random
+import subprocess
 import sys
 
 # before rclpy starts: a domain that nobody else is on, and transports that carry big pictures
@@ -20,6 +21,7 @@ from .messages import make
 from .robot import NodeProcess, Robot
 
 MODELS = Path(__file__).parents[1] / 'models'
+ACTORS = Path(__file__).with_name('actors.py')
 SAMPLE = Path(__file__).parents[2] / 'hobot_vlm' / 'demo' / 'sample.png'
 
 
@@ -72,13 +74,31 @@ def messages():
 
 
 @pytest.fixture
+def act():
+    """Give a function that starts an actor of ``actors.py``; it is killed after the test."""
+    running = []
+
+    def act(*arguments):
+        command = [sys.executable, str(ACTORS), *map(str, arguments)]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield act
+    for process in running:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture
 def start(request, robot, tmp_path):
     """Give a function that starts the node; it is stopped after the test."""
     running = []
 
-    def start(*, ready=True, env=None, **parameters):
+    def start(*, ready=True, env=None, program=None, **parameters):
         robot.wait_until_alone()
-        node = NodeProcess(tmp_path / f'log{len(running)}', parameters, env)
+        more = {'program': program} if program else {}
+        node = NodeProcess(tmp_path / f'log{len(running)}', parameters, env, **more)
         running.append(node)
         if ready:
             robot.wait_until_ready(node)

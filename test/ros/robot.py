@@ -24,6 +24,7 @@ import numpy as np
 from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -55,10 +56,14 @@ def spelled(value):
 
 
 class NodeProcess:
-    """The node, started as `ros2 run` starts it."""
+    """
+    The node, started as `ros2 run` starts it.
 
-    def __init__(self, log: Path, parameters, env=None):
-        command = [sys.executable, '-m', 'hobot_vlm.ros.node', '--ros-args']
+    :param program: what runs it instead, with its arguments
+    """
+
+    def __init__(self, log: Path, parameters, env=None, program=('-m', 'hobot_vlm.ros.node')):
+        command = [sys.executable, *program, '--ros-args']
         # threads that wait for each other are slow on a machine that does other things too
         for name, value in ({'llm_threads': 1, 'encoder_threads': 1} | parameters).items():
             command += ['-p', f'{name}:={spelled(value)}']
@@ -288,6 +293,14 @@ class Robot:
         future = client.call_async(request or SERVICES[service].Request())
         self.wait(f'an answer of {service}', future.done)
         return future.result()
+
+    def set(self, name, value):
+        """Set one of the node's parameters; gives what the node says to it."""
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()]
+        )
+        (result,) = self.call('set_parameters', request).results
+        return result
 
 
 def image(rgb, encoding='rgb8', frame_id='camera', stamp=(0, 0)):

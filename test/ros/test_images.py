@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import CompressedImage, Image
 
-settings.register_profile('ros', deadline=None)  # the machine may be busy
-settings.load_profile('ros')
-
 sides = st.integers(1, 33)
 paddings = st.integers(0, 9)
 seeds = st.integers(0, 2**32 - 1)

@@ -126,6 +126,8 @@ def walk(entity, context, nodes):
     from launch_ros.actions import Node
 
     if isinstance(entity, Node):
+        # files are written, and names are resolved, when a node is about to be executed
+        entity._perform_substitutions(context)
         nodes.append(entity)
         return
     for part in entity.visit(context) or []:
@@ -146,12 +148,10 @@ def visit(name, **arguments):
     return {node.node_package: node for node in nodes}, context
 
 
-def parameters_of(node, context):
+def parameters_of(node):
     """Give what a node is told, as its command line and parameter files say it."""
     import yaml
 
-    # The files are written, and the names are resolved, when a node is about to be executed.
-    node._perform_substitutions(context)
     values = {}
     for arguments, is_file in node._Node__expanded_parameter_arguments:
         assert is_file
@@ -180,7 +180,7 @@ def test_each_argument_reaches_its_parameter(ros_launch, board, tmp_path):
         temperature='1',
         stay_alive='true',
     )
-    assert parameters_of(nodes['hobot_vlm'], context) == {
+    assert parameters_of(nodes['hobot_vlm']) == {
         'feed_type': 1,
         'model_file_name': 'a.bin',
         'llm_model_name': 'b.gguf',
@@ -195,6 +195,7 @@ def test_each_argument_reaches_its_parameter(ros_launch, board, tmp_path):
         'stay_alive': True,
     }
     assert nodes['hobot_vlm'].node_name == '/arm/hobot_vlm'
+    assert ('/image', 'image') in nodes['hobot_vlm'].expanded_remapping_rules
     assert context.environment['FASTDDS_BUILTIN_TRANSPORTS'] == 'LARGE_DATA'
 
 
@@ -204,7 +205,7 @@ def test_a_parameter_file_of_the_package_is_found_by_its_name(ros_launch, board,
     file.parent.mkdir()
     file.write_text('/**:\n  ros__parameters:\n    n_predict: 7\n')
     nodes, context = visit('llm', params_file='some.yaml')
-    assert parameters_of(nodes['hobot_vlm'], context) == {'feed_type': 2, 'n_predict': 7}
+    assert parameters_of(nodes['hobot_vlm']) == {'feed_type': 2, 'n_predict': 7}
 
 
 def test_a_camera_in_shared_memory(ros_launch, board):
@@ -239,17 +240,14 @@ def test_a_camera_in_shared_memory(ros_launch, board):
     assert [told[name] for name in web] == ['/image', 'mjpeg', 'warn']
     assert os.environ['SEEN_hobot_shm'] == 'yes'
     assert context.launch_configurations['log_level'] == 'debug'
-    assert parameters_of(nodes['hobot_vlm'], context)['is_shared_mem_sub'] == 1
-    assert parameters_of(nodes['sensevoice_ros2'], context) == {
+    assert parameters_of(nodes['hobot_vlm'])['is_shared_mem_sub'] == 1
+    assert parameters_of(nodes['sensevoice_ros2']) == {
         'push_wakeup': 1,
         'asr_model': 'sense-voice-small-fp16.gguf',
         'asr_pub_topic_name': '/ask',
         'micphone_name': 'hw:1,0',
     }
-    assert parameters_of(nodes['hobot_tts'], context) == {
-        'topic_sub': '/say',
-        'playback_device': 'hw:1,0',
-    }
+    assert parameters_of(nodes['hobot_tts']) == {'topic_sub': '/say', 'playback_device': 'hw:1,0'}
 
 
 def test_a_usb_camera_hands_on_its_jpeg_pictures(ros_launch, board):
@@ -257,10 +255,7 @@ def test_a_usb_camera_hands_on_its_jpeg_pictures(ros_launch, board):
     board('hobot_vlm')
     nodes, context = visit('vlm', camera='usb', device='/dev/video8')
     assert context.told == {'usb_video_device': '/dev/video8', 'usb_image_width': '1920'}
-    assert parameters_of(nodes['hobot_vlm'], context) == {
-        'feed_type': 1,
-        'image_transport': 'compressed',
-    }
+    assert parameters_of(nodes['hobot_vlm']) == {'feed_type': 1, 'image_transport': 'compressed'}
 
 
 def test_every_missing_package_is_named_before_anything_starts(ros_launch, board):
@@ -291,17 +286,17 @@ def test_the_old_names_choose_what_they_did(ros_launch, board):
     nodes, context = visit('llama_vlm', llamacpp_vit_model_file_name='a.bin')
     assert set(nodes) == {'hobot_vlm', 'sensevoice_ros2', 'hobot_tts'}
     assert context.told == {'mipi_video_device': 'F37'}
-    given = parameters_of(nodes['hobot_vlm'], context)
+    given = parameters_of(nodes['hobot_vlm'])
     assert given['model_file_name'] == 'a.bin'
     assert given['llm_model_name'] == 'Qwen2.5-0.5B-Instruct-Q4_0.gguf'
     assert given['llm_threads'] == 6
     nodes, context = visit('llama_vlm_det', asr='none')
     assert set(nodes) == {'hobot_vlm', 'hobot_tts'}
-    given = parameters_of(nodes['hobot_vlm'], context)
+    given = parameters_of(nodes['hobot_vlm'])
     assert given['model_file_name'] == 'vit_model_int16_VL3_2B.hbm'
     assert given['parser_mode'] == 1 and given['is_shared_mem_sub'] == 1
     nodes, context = visit('llama_llm')
-    given = parameters_of(nodes['hobot_vlm'], context)
+    given = parameters_of(nodes['hobot_vlm'])
     assert given['feed_type'] == 2
     assert Path(given['system_prompt']).parts[-2:] == ('config', 'system_prompt.txt')
 
@@ -366,8 +361,8 @@ def test_local_launch_answers_about_the_played_picture(ros_launch, installed, tm
     rclpy.init(context=context)
     node = rclpy.create_node('asker', context=context)
     answers = []
-    node.create_subscription(String, '/hobot_vlm/reply', answers.append, 1)
-    prompts = node.create_publisher(String, '/prompt_text', 1)
+    node.create_subscription(String, '/desk/hobot_vlm/reply', answers.append, 1)
+    prompts = node.create_publisher(String, '/desk/prompt_text', 1)
     executor = rclpy.executors.SingleThreadedExecutor(context=context)
     executor.add_node(node)
     try:

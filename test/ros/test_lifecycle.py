@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 from hobot_vlm.ros.node import VlmNode
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState
 import numpy as np
 from PIL import Image as Pillow
 import pytest
-from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -65,8 +66,7 @@ def test_prompts_outlive_a_pause(robot, start):
         'they are there', lambda: robot.status() and int(robot.values()['prompts waiting']) == 2
     )
     assert change(robot, DEACTIVATE)
-    few = Parameter('n_predict', value=8).to_parameter_msg()
-    assert robot.call('set_parameters', SetParameters.Request(parameters=[few])).results[0]
+    assert robot.set('n_predict', 8).successful
     assert change(robot, ACTIVATE), node.log
     robot.wait('all replies', lambda: len(robot.replies()) == 3)
     assert [(reply['prompt'], reply['finish_reason']) for reply in robot.replies()] == [
@@ -87,10 +87,11 @@ def test_prompts_outlive_a_pause(robot, start):
         ({'feed_type': 1, 'is_shared_mem_sub': 1}, 'hbm_img_msgs'),
     ],
 )
-def test_a_configure_that_fails_says_why(parameters, says, capfd):
+def test_a_configure_that_fails_says_why(parameters, says, capfd, monkeypatch):
     """In the log, on /diagnostics, and the node can be configured again."""
     import rclpy
 
+    monkeypatch.setitem(sys.modules, 'hbm_img_msgs', None)  # as where it is not installed
     context = Context()
     rclpy.init(context=context)
     node = VlmNode(

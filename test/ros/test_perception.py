@@ -8,8 +8,6 @@ from hobot_vlm.values import Box, Reply, Timings
 import numpy as np
 from PIL import Image as Pillow
 import pytest
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
 
 from .conftest import SAMPLE
 from .robot import image, NodeProcess
@@ -209,9 +207,7 @@ def grammar(text):
 
 
 def answer_with(robot, text):
-    value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=grammar(text))
-    request = SetParameters.Request(parameters=[Parameter(name='grammar', value=value)])
-    (result,) = robot.call('set_parameters', request).results
+    result = robot.set('grammar', grammar(text))
     assert result.successful, result.reason
 
 

@@ -8,8 +8,7 @@ from hobot_vlm.values import Reply
 import numpy as np
 from PIL import Image as Pillow
 import pytest
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import DescribeParameters, SetParameters
+from rcl_interfaces.srv import DescribeParameters
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -238,28 +237,11 @@ def test_a_late_joiner_gets_the_last_result(robot, node, answer):
 # -- parameters while it runs --------------------------------------------------------------------
 
 
-def value_of(value):
-    kinds = {
-        bool: ('BOOL', 'bool_value'),
-        int: ('INTEGER', 'integer_value'),
-        float: ('DOUBLE', 'double_value'),
-        str: ('STRING', 'string_value'),
-    }
-    kind, name = kinds[type(value)]
-    return ParameterValue(type=getattr(ParameterType, f'PARAMETER_{kind}'), **{name: value})
-
-
-def set_parameter(robot, name, value):
-    request = SetParameters.Request(parameters=[Parameter(name=name, value=value_of(value))])
-    (result,) = robot.call('set_parameters', request).results
-    return result
-
-
 def test_a_live_parameter_applies_to_the_next_answer(robot, node, answer):
-    assert set_parameter(robot, 'n_predict', 3).successful
+    assert robot.set('n_predict', 3).successful
     reply = robot.ask(QUESTION)
     assert (reply['completion_tokens'], reply['finish_reason']) == (3, 'length')
-    assert set_parameter(robot, 'n_predict', 256).successful
+    assert robot.set('n_predict', 256).successful
     assert robot.ask(QUESTION)['finish_reason'] == 'stop'
 
 
@@ -276,7 +258,7 @@ def test_a_live_parameter_applies_to_the_next_answer(robot, node, answer):
     ],
 )
 def test_a_wrong_value_is_refused_with_a_reason(robot, node, name, value, reason):
-    result = set_parameter(robot, name, value)
+    result = robot.set(name, value)
     assert not result.successful
     assert reason in result.reason
 

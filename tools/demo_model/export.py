@@ -75,7 +75,8 @@ def write_decoder(model: DemoModel, tokenizer: dict, path: Path) -> None:
     import gguf
 
     shape = model.shape
-    writer = gguf.GGUFWriter(str(path), 'llama')
+    half = path.with_suffix('.part')  # who has the old file mapped keeps it whole
+    writer = gguf.GGUFWriter(str(half), 'llama')
     writer.add_name('hobot_vlm demo')
     writer.add_description('describes colour emoji on a plain background, in English and Chinese')
     writer.add_license('apache-2.0')
@@ -136,6 +137,7 @@ def write_decoder(model: DemoModel, tokenizer: dict, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    half.replace(path)
 
 
 def main() -> None:

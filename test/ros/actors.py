@@ -1,0 +1,106 @@
+"""
+Processes around the node that a test can kill: a camera, somebody who asks, the node watched.
+
+python actors.py camera RATE                 publishes a new picture RATE times a second
+python actors.py asker COUNT                 publishes prompts; prints a line once all of them are
+                                             acknowledged, and goes on publishing
+python actors.py node FILE --ros-args ...    the node; FILE gets a line of JSON for each callback:
+                                             its seconds, or a prompt and the picture before it
+"""
+
+from __future__ import annotations
+
+from array import array
+import itertools
+import json
+import os
+from pathlib import Path
+import struct
+import sys
+from time import perf_counter, sleep
+
+from hobot_vlm.image import load_rgb
+from hobot_vlm.ros import node as node_module
+import rclpy
+from rclpy.duration import Duration
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+SAMPLE = Path(__file__).parents[2] / 'hobot_vlm' / 'demo' / 'sample.png'
+#: with best effort, Fast DDS loses half of the pictures of this size
+NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def camera(rate: float) -> None:
+    """Publish the bundled sample at 640 x 480; one pixel counts, so no two are the same."""
+    rclpy.init()
+    node = rclpy.create_node('camera')
+    publisher = node.create_publisher(Image, '/image', NEWEST)
+    rgb = load_rgb(SAMPLE)
+    rows = [i * rgb.shape[0] // 480 for i in range(480)]
+    columns = [i * rgb.shape[1] // 640 for i in range(640)]
+    message = Image(height=480, width=640, encoding='rgb8', step=3 * 640)
+    message.header.frame_id = 'camera'
+    message.data = array('B', rgb[rows][:, columns].tobytes())
+    count = 0
+
+    def show() -> None:
+        nonlocal count
+        count += 1
+        message.data[:3] = array('B', count.to_bytes(3, 'big'))
+        message.header.stamp = node.get_clock().now().to_msg()
+        publisher.publish(message)
+
+    node.create_timer(1 / rate, show)
+    rclpy.spin(node)
+
+
+def asker(count: int) -> None:
+    """Publish prompts; at most every three seconds the middleware says which have arrived."""
+    rclpy.init()
+    node = rclpy.create_node('asker')
+    publisher = node.create_publisher(String, '/prompt_text', RELIABLE)
+    while not publisher.get_subscription_count():
+        sleep(0.01)
+    for number in itertools.count():  # until it is killed
+        publisher.publish(String(data=f'Question {number}'))
+        if number == count - 1:
+            print(publisher.wait_for_all_acked(Duration(seconds=30)), flush=True)
+        sleep(0.01)
+
+
+def watched_node(path: str) -> None:
+    """Run the node, and note how long its callbacks take and what they meet."""
+    lines = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    on_picture, on_prompt = node_module.VlmNode._on_picture, node_module.VlmNode._on_prompt
+    newest = (0, 0)
+
+    def note(**what: object) -> None:
+        os.write(lines, (json.dumps(what) + '\n').encode())
+
+    def watched_picture(self, camera, topic, data) -> None:
+        nonlocal newest
+        began = perf_counter()
+        on_picture(self, camera, topic, data)
+        seconds = perf_counter() - began
+        newest = struct.unpack_from('<iI', data, 4)  # the stamp comes first
+        note(seconds=seconds)
+
+    def watched_prompt(self, message) -> None:
+        note(prompt=message.data, newest=newest)
+        on_prompt(self, message)
+
+    node_module.VlmNode._on_picture = watched_picture
+    node_module.VlmNode._on_prompt = watched_prompt
+    node_module.main(['hobot_vlm', *sys.argv[3:]])
+
+
+if __name__ == '__main__':
+    if sys.argv[1] == 'camera':
+        camera(float(sys.argv[2]))
+    elif sys.argv[1] == 'asker':
+        asker(int(sys.argv[2]))
+    else:
+        watched_node(sys.argv[2])

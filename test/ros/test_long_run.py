@@ -18,7 +18,7 @@ from .conftest import ACTORS
 SECONDS = float(os.environ.get('HOBOT_VLM_SECONDS', '120'))
 PERIOD = 2.0
 RATE = 30.0
-SETTLING = 10  # prompts before memory is watched
+SETTLING = 30  # prompts before memory is watched: the heap finds its size in a minute
 
 
 @pytest.mark.timeout(SECONDS + 120)
@@ -52,16 +52,16 @@ def test_a_camera_and_a_prompt_every_two_seconds(robot, start, act, tmp_path):
     # 4. callbacks return at once
     seconds = [note['seconds'] for note in noted if 'seconds' in note]
     slowest = quantiles(seconds, n=100)[98]
-    grown = median(memory[-5:]) / median(memory[SETTLING : SETTLING + 5])
+    before, after = (median(part) for part in (memory[SETTLING : SETTLING + 5], memory[-5:]))
     ages = [picture['age'] for reply in replies for picture in reply['pictures']]
     print(
         f'{count} prompts, {len(seconds)} pictures, callback {1e3 * median(seconds):.3f} ms, 99th '
-        f'percentile {1e3 * slowest:.3f} ms, memory {memory[SETTLING] / 1e6:.1f} -> '
-        f'{memory[-1] / 1e6:.1f} MB, pictures {1e3 * median(ages):.0f} ms old, at most '
+        f'percentile {1e3 * slowest:.3f} ms, memory {before / 1e6:.1f} -> '
+        f'{after / 1e6:.1f} MB, pictures {1e3 * median(ages):.0f} ms old, at most '
         f'{1e3 * max(ages):.0f}'
     )
     assert len(seconds) > 0.8 * RATE * SECONDS
     assert slowest < 2e-3
     # 5. and memory is flat
-    assert grown < 1.02, [size // 1000 for size in memory]
+    assert after < 1.02 * before, [size // 1000 for size in memory]
     assert node.stop()[0] == 0

@@ -20,8 +20,6 @@ from typing import Any, TypeVar
 from .errors import ConfigError
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
-#: topic of the pictures that a board's cameras hand over in shared memory
-HBM_TOPIC = '/hbmem_img'
 
 C = TypeVar('C', bound='Config')
 

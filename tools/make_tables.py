@@ -1,8 +1,8 @@
 """
-Write the tables of parameters in README.md and README_cn.md: ``python tools/make_tables.py``.
+Write the tables in README.md and README_cn.md: ``python tools/make_tables.py``.
 
-English comes from the fields of ``NodeConfig``; the Chinese words for them stand here. A test runs
-this and compares.
+The parameters are the fields of ``NodeConfig``, topics and services stand in ``ros/topics.py``,
+both with English words; the Chinese words for them stand here. A test runs this and compares.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hobot_vlm.config import Config, NodeConfig
+from hobot_vlm.ros import topics
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = '<!-- parameters -->', '<!-- /parameters -->'
 
 CHINESE = {
     'model': '模型目录中的名称（见 `vlm models`）；直接给出文件名时以文件名为准',
@@ -76,6 +76,22 @@ CHINESE = {
 }
 
 
+CHINESE_TOPICS = {
+    topics.IMAGE: '输入；图片，只保留最新一张',
+    topics.COMPRESSED_IMAGE: '输入；设 `image_transport:=compressed` 时',
+    topics.HBM_IMAGE: '输入；设 `is_shared_mem_sub:=1` 时代替前者',
+    topics.PROMPT: '输入；最多排队 1000 条提示词，依次回答',
+    topics.SPEECH: '输出；逐句发布的回答，供语音播报',
+    topics.RESULT: '输出；完整回答，保留最后一条',
+    topics.REPLY: '输出；[JSON](docs/reply.md)：回答、token 数、耗时、时间戳，或错误原因',
+    topics.TARGETS: '输出；装有该包时发布，回答在 `targets[0].type` 里，各阶段耗时在 `perfs` 里',
+    topics.DETECTIONS: '输出；设 `parser_mode:=1` 且装有该包时发布，找到的每个物体一个框',
+    topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
+    topics.CANCEL: '服务；停止正在生成的回答',
+    topics.RESET: '服务；忘掉之前的对话（`conversation:=true` 或 `feed_type:=2`）',
+}
+
+
 def shown(value: Any) -> str:
     """Write a value as a command line takes it."""
     if value == '':
@@ -95,44 +111,57 @@ def values_of(item: Field[Any], chinese: bool) -> str:
     return '文本' if chinese else 'text'
 
 
-def table(chinese: bool) -> str:
-    """Make the whole table in one language."""
-    head = (
+def parameter_rows(chinese: bool) -> list[tuple[str, ...]]:
+    """Give the table of parameters, its head first."""
+    rows: list[tuple[str, ...]] = [
         ('参数', '默认值', '取值', '可动态修改', '含义')
         if chinese
         else ('parameter', 'default', 'values', 'live', 'what it does')
-    )
-    rows = [head, ('---',) * len(head)]
+    ]
     of_engine = {item.name for item in fields(Config)}
     for item in fields(NodeConfig):
-        name = f'`{item.name}`' + ('' if item.name in of_engine else ' *')
-        about = CHINESE[item.name] if chinese else item.metadata['doc']
         rows.append(
             (
-                name,
+                f'`{item.name}`' + ('' if item.name in of_engine else ' *'),
                 shown(item.default),
                 values_of(item, chinese),
                 '✓' if item.metadata['live'] else '',
-                about,
+                CHINESE[item.name] if chinese else item.metadata['doc'],
             )
         )
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows)
+    return rows
 
 
-def with_table(text: str, chinese: bool) -> str:
-    """Put the table between the marks of a README."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f'expected {BEGIN} and {END}')
-    return f'{before}{BEGIN}\n\n{table(chinese)}\n\n{END}{after}'
+def topic_rows(chinese: bool) -> list[tuple[str, ...]]:
+    """Give the table of topics and services of a node called hobot_vlm, its head first."""
+    rows = [('名称', '类型', '说明') if chinese else ('name', 'type', 'what')]
+    for topic in topics.ALL:
+        name = topic.name.replace('~', '/hobot_vlm')
+        rows.append(
+            (f'`{name}`', f'`{topic.kind}`', CHINESE_TOPICS[topic] if chinese else topic.doc)
+        )
+    return rows
+
+
+def with_tables(text: str, chinese: bool) -> str:
+    """Put the tables between the marks of a README."""
+    for name, rows in (('parameters', parameter_rows), ('topics', topic_rows)):
+        begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
+        before, found, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found and found_end):
+            raise SystemExit(f'expected {begin} and {end}')
+        head, *body = rows(chinese)
+        lines = ['| ' + ' | '.join(row) + ' |' for row in (head, ('---',) * len(head), *body)]
+        text = '\n'.join([f'{before}{begin}\n', *lines, f'\n{end}{after}'])
+    return text
 
 
 def main() -> None:
-    """Write both tables."""
+    """Write the tables of both languages."""
     for name, chinese in (('README.md', False), ('README_cn.md', True)):
         path = ROOT / name
-        path.write_text(with_table(path.read_text(encoding='utf-8'), chinese), encoding='utf-8')
+        path.write_text(with_tables(path.read_text(encoding='utf-8'), chinese), encoding='utf-8')
 
 
 if __name__ == '__main__':

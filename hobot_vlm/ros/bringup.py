@@ -32,7 +32,8 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node, PushRosNamespace, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
 
-from ..config import checked, HBM_TOPIC, NodeConfig
+from . import topics
+from ..config import checked, NodeConfig
 from ..errors import BackendMissing, ConfigError
 
 SAMPLE = Path(__file__).parent.parent / 'demo' / 'sample.png'
@@ -99,11 +100,8 @@ PACKAGES = {
     'tts:=cloud': ('aliyun_tts_node',),
     'web:=true': ('websocket',),
 }
-#: topics as they are called where no argument names them
-TOPICS = (
-    HBM_TOPIC,
-    *(str(option.default) for option in fields(NodeConfig) if option.name.endswith('topic_name')),
-)
+#: topics with absolute names of which each robot has its own
+TOPICS = {topic.name for topic in topics.ALL if topic.name[0] == '/'} - {topics.DIAGNOSTICS.name}
 #: cameras that hand over their pictures in shared memory
 SHARED_MEMORY = ('mipi', 'fb')
 
@@ -222,7 +220,7 @@ def in_namespace(context: LaunchContext, actions: Sequence[Any]) -> list[Any]:
     namespace = value(context, 'namespace')
     if not namespace:
         return [*actions]
-    remaps = [SetRemap(topic, topic.lstrip('/')) for topic in TOPICS]
+    remaps = [SetRemap(topic, topic[1:]) for topic in sorted(TOPICS)]
     return [GroupAction([PushRosNamespace(namespace), *remaps, *actions])]
 
 
@@ -287,7 +285,7 @@ def camera(context: LaunchContext) -> list[Any]:
             publish_image_source=source,
             publish_image_format=Path(source).suffix[1:],
             publish_is_shared_mem='True',
-            publish_message_topic_name=HBM_TOPIC,
+            publish_message_topic_name=topics.HBM_IMAGE.name,
             publish_fps='10',
             publish_is_loop='True',
             publish_output_image_w=width,
@@ -301,13 +299,13 @@ def camera(context: LaunchContext) -> list[Any]:
                 'hobot_codec_encode',
                 codec_in_mode='shared_mem',
                 codec_out_mode='ros',
-                codec_sub_topic=HBM_TOPIC,
-                codec_pub_topic='/image',
+                codec_sub_topic=topics.HBM_IMAGE.name,
+                codec_pub_topic=topics.IMAGE.name,
             )
             actions.append(codec)
         page = _include(
             'websocket',
-            websocket_image_topic='/image',
+            websocket_image_topic=topics.IMAGE.name,
             websocket_image_type='mjpeg',
             websocket_only_show_image='True',
         )
@@ -318,8 +316,8 @@ def camera(context: LaunchContext) -> list[Any]:
 def speech(context: LaunchContext) -> list[Node]:
     """Make what hears and speaks, as ``asr`` and ``tts`` say."""
     given = node_parameters(context)
-    prompts = text(given.get('ros_string_sub_topic_name', '/prompt_text'))
-    answers = text(given.get('text_msg_pub_topic_name', '/tts_text'))
+    prompts = text(given.get('ros_string_sub_topic_name', topics.PROMPT.name))
+    answers = text(given.get('text_msg_pub_topic_name', topics.SPEECH.name))
     # The wake word goes out as a prompt too, so that the picture is encoded early.
     wakeup = given.get('pre_infer') == '1'
     sound = text(value(context, 'audio_device'))

@@ -8,7 +8,6 @@ serialised, because most are replaced before anybody asks about them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from rclpy.node import Node
@@ -23,7 +22,8 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 from .parameters import topics_of
-from ..config import HBM_TOPIC, NodeConfig
+from .topics import COMPRESSED_IMAGE, HBM_IMAGE, IMAGE
+from ..config import NodeConfig
 from ..errors import BackendMissing, PictureError
 
 OnPicture = Callable[[int, str, bytes], None]
@@ -35,14 +35,13 @@ def message_type(config: NodeConfig) -> Any:
 
     :raises BackendMissing: its package is not on this machine
     """
-    if config.is_shared_mem_sub:
-        package, name = 'hbm_img_msgs', 'HbmMsg1080P'
-    else:
-        package = 'sensor_msgs'
-        name = 'CompressedImage' if config.image_transport == 'compressed' else 'Image'
+    topic = HBM_IMAGE if config.is_shared_mem_sub else IMAGE
+    if topic is IMAGE and config.image_transport == 'compressed':
+        topic = COMPRESSED_IMAGE
     try:
-        return getattr(import_module(f'{package}.msg'), name)
+        return topic.message_class()
     except ImportError as exc:
+        package = topic.kind.split('/')[0]
         raise BackendMissing(
             f'is_shared_mem_sub is {config.is_shared_mem_sub}, and the package {package} is not '
             f'here ({exc})',
@@ -161,7 +160,7 @@ def open_cameras(node: Node, config: NodeConfig, on_picture: OnPicture) -> list[
     :raises BackendMissing: the package of the message type is not here
     """
     kind = message_type(config)
-    topics = [HBM_TOPIC] if config.is_shared_mem_sub else topics_of(config)
+    topics = [HBM_IMAGE.name] if config.is_shared_mem_sub else topics_of(config)
     return [
         Camera(node, number, topic, kind, config.image_qos, on_picture)
         for number, topic in enumerate(topics)

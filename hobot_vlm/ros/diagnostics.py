@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from .outcome import Outcome
+from .topics import DIAGNOSTICS
 from ..machine import resident_bytes
 
 PERIOD = 1.0
@@ -91,7 +92,7 @@ class Diagnostics:
         self._statistics = statistics
         self._state = state
         self._values = values
-        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._publisher = node.create_publisher(DiagnosticArray, DIAGNOSTICS.name, 10)
         self._timer = node.create_timer(PERIOD, self.publish)
 
     def publish(self) -> None:

@@ -32,7 +32,7 @@ from rclpy.timer import Timer
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from . import parameters
+from . import parameters, topics
 from .cameras import Camera, message_reader, message_type, open_cameras
 from .diagnostics import Diagnostics, Statistics
 from .inbox import CAPACITY, Frame, Inbox, Prompt, Reset, Stamp
@@ -172,8 +172,8 @@ class VlmNode(LifecycleNode):
         # 2. outputs
         self._outputs = Outputs(self, config)
         self._triggers = [
-            self.create_service(Trigger, '~/cancel', self._on_cancel),
-            self.create_service(Trigger, '~/reset', self._on_reset),
+            self.create_service(Trigger, topics.CANCEL.name, self._on_cancel),
+            self.create_service(Trigger, topics.RESET.name, self._on_reset),
         ]
         # 3. the model
         self.vlm = VLM(config)

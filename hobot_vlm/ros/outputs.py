@@ -16,12 +16,10 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
 
+from . import topics
 from .outcome import Outcome
-from .perception import detections, message_class, perception_targets
+from .perception import detections, perception_targets
 from ..config import NodeConfig
-
-REPLY_TOPIC = '~/reply'
-DETECTIONS_TOPIC = '~/detections'
 
 SPOKEN = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 #: a late joiner gets the last one
@@ -39,14 +37,12 @@ class Outputs:
         self._began = monotonic()
         self._speech = self._publisher(String, config.text_msg_pub_topic_name, SPOKEN)
         self._result = self._publisher(String, config.result_pub_topic_name, LATCHED)
-        self._reply = self._publisher(String, REPLY_TOPIC, SPOKEN)
+        self._reply = self._publisher(String, topics.REPLY.name, SPOKEN)
         self._detection = bool(config.parser_mode)
-        self._targets = self._optional(
-            'ai_msgs', 'PerceptionTargets', config.ai_msg_pub_topic_name
-        )
+        self._targets = self._optional(topics.TARGETS, config.ai_msg_pub_topic_name)
         self._detections: Publisher | None = None
         if self._detection:
-            self._detections = self._optional('vision_msgs', 'Detection2DArray', DETECTIONS_TOPIC)
+            self._detections = self._optional(topics.DETECTIONS, topics.DETECTIONS.name)
 
     def _publisher(self, kind: type, topic: str, qos: QoSProfile) -> Publisher:
         publisher = self._node.create_publisher(
@@ -55,13 +51,15 @@ class Outputs:
         self._publishers.append(publisher)
         return publisher
 
-    def _optional(self, package: str, name: str, topic: str) -> Publisher | None:
+    def _optional(self, topic: topics.Topic, name: str) -> Publisher | None:
         """Make a publisher of messages whose package need not be installed."""
-        kind = message_class(package, name)
-        if kind is None:
-            self._node.get_logger().info(f'{package} is not installed: nothing on {topic}')
+        try:
+            kind = topic.message_class()
+        except ImportError:
+            package = topic.kind.split('/')[0]
+            self._node.get_logger().info(f'{package} is not installed: nothing on {name}')
             return None
-        return self._publisher(kind, topic, SPOKEN)
+        return self._publisher(kind, name, SPOKEN)
 
     def speak(self, text: str) -> None:
         """Publish a piece of an answer for speech."""

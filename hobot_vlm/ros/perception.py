@@ -21,14 +21,6 @@ from ..values import Box, Timings
 CONFIDENCE = 1.0
 
 
-def message_class(package: str, name: str) -> Any:
-    """Give the class of a message, or None where its package is not installed."""
-    try:
-        return getattr(import_module(f'{package}.msg'), name)
-    except ImportError:
-        return None
-
-
 def perception_targets(outcome: Outcome, detection: bool) -> Any:
     """
     Make an ai_msgs/PerceptionTargets.

@@ -22,6 +22,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 from sensor_msgs.msg import Image
 
+from .topics import IMAGE
 from ..errors import ConfigError, PictureError, VlmError
 from ..image import load_rgb
 
@@ -48,7 +49,7 @@ class PicturePlayer(Node):
             'for a subscriber, play once and exit',
         )
         rate = self._option('rate', 1.0, 'pictures a second', (0.01, 1000.0))
-        topic = self._option('topic', '/image', 'where the pictures go')
+        topic = self._option('topic', IMAGE.name, 'where the pictures go')
         self._round = iter(self._pictures())
         self._left_out: set[Path] = set()
         self._publisher = self.create_publisher(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 
 from hobot_vlm import VLM
+from hobot_vlm.ros import topics
 import numpy as np
 from PIL import Image as Pillow
 import pytest
@@ -50,6 +52,42 @@ def test_a_local_picture_that_stays(robot, start, sample_answer, tmp_path):
     robot.wait('the next result', lambda: '背景是蓝色。' in robot.heard['/hobot_vlm/result'])
     status, seconds = node.stop(signal.SIGTERM)
     assert (status, seconds < 2) == (0, True), node.log
+
+
+# -- the graph -----------------------------------------------------------------------------------
+
+
+def test_the_topics_and_services_are_those_of_the_table(robot, start):
+    """As another node sees them: names, types, and nothing besides what every node has."""
+    start(feed_type=1)
+
+    def seen(ask, package):
+        found = set()
+        for name, kinds in ask('hobot_vlm', '/'):
+            found |= {(name, kind.replace(package, '/')) for kind in kinds}
+        ours = {
+            (topic.name.replace('~', '/hobot_vlm'), topic.kind)
+            for topic in topics.ALL
+            if importlib.util.find_spec(topic.kind.split('/')[0])
+        }
+        every = {
+            pair
+            for pair in found
+            if pair[1].split('/')[0]
+            in ('rcl_interfaces', 'lifecycle_msgs', 'type_description_interfaces')
+        }
+        assert found - every <= ours, found - every - ours
+        return {name for name, _ in found - every}
+
+    node = robot.node
+    assert seen(node.get_subscriber_names_and_types_by_node, '/msg/') == {'/image', '/prompt_text'}
+    assert seen(node.get_service_names_and_types_by_node, '/srv/') == {
+        '/hobot_vlm/cancel',
+        '/hobot_vlm/reset',
+    }
+    assert seen(node.get_publisher_names_and_types_by_node, '/msg/') >= {
+        *('/tts_text', '/hobot_vlm/result', '/hobot_vlm/reply', '/diagnostics')
+    }
 
 
 # -- signals, cancel, reset ----------------------------------------------------------------------

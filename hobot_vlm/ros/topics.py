@@ -1,0 +1,94 @@
+"""
+Every topic and service of the node: one table, which the node and the READMEs are made of.
+
+It knows no ROS; the class of a message is imported when somebody wants it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any
+
+from ..config import default_of, NodeConfig
+
+
+@dataclass(frozen=True)
+class Topic:
+    """
+    A topic, or a service.
+
+    :param name: where no parameter gives it another one
+    :param kind: package and type
+    :param doc: what it is for
+    """
+
+    name: str
+    kind: str
+    doc: str
+
+    def message_class(self) -> Any:
+        """
+        Import the class of its messages.
+
+        :raises ImportError: the package is not installed
+        """
+        package, name = self.kind.split('/')
+        return getattr(import_module(f'{package}.msg'), name)
+
+
+_named = {item.name: default_of(item) for item in fields(NodeConfig)}
+
+IMAGE = Topic(
+    _named['ros_img_sub_topic_name'], 'sensor_msgs/Image', 'in; pictures, the newest is kept'
+)
+COMPRESSED_IMAGE = Topic(
+    IMAGE.name, 'sensor_msgs/CompressedImage', 'in; with `image_transport:=compressed`'
+)
+HBM_IMAGE = Topic(
+    '/hbmem_img', 'hbm_img_msgs/HbmMsg1080P', 'in, instead, with `is_shared_mem_sub:=1`'
+)
+PROMPT = Topic(
+    _named['ros_string_sub_topic_name'],
+    'std_msgs/String',
+    'in; up to 1000 prompts wait, and are answered in order',
+)
+SPEECH = Topic(
+    _named['text_msg_pub_topic_name'],
+    'std_msgs/String',
+    'out; the answer, sentence by sentence, for speech',
+)
+RESULT = Topic(
+    _named['result_pub_topic_name'], 'std_msgs/String', 'out; the whole answer, latched'
+)
+REPLY = Topic(
+    '~/reply',
+    'std_msgs/String',
+    'out; [JSON](docs/reply.md): answer, token counts, timings, stamp, or the error',
+)
+TARGETS = Topic(
+    _named['ai_msg_pub_topic_name'],
+    'ai_msgs/PerceptionTargets',
+    'out, where that package is installed; the answer in `targets[0].type`, and in `perfs` what '
+    'it took',
+)
+DETECTIONS = Topic(
+    '~/detections',
+    'vision_msgs/Detection2DArray',
+    'out, with `parser_mode:=1` and where that package is installed; a box for each thing found',
+)
+DIAGNOSTICS = Topic(
+    '/diagnostics', 'diagnostic_msgs/DiagnosticArray', 'out, once a second; state and last timings'
+)
+CANCEL = Topic('~/cancel', 'std_srvs/Trigger', 'service; stop the running answer')
+RESET = Topic(
+    '~/reset',
+    'std_srvs/Trigger',
+    'service; forget the conversation (`conversation:=true` or `feed_type:=2`)',
+)
+
+ALL = (
+    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT),
+    *(SPEECH, RESULT, REPLY, TARGETS, DETECTIONS, DIAGNOSTICS),
+    *(CANCEL, RESET),
+)

@@ -156,8 +156,9 @@ class _Lane:
         self._text = AnswerText(self._thinking)
         for other in beside:
             other.decode_until(common(other.prompt.cells, self.prompt.cells))
-        self._started = perf_counter()
         self.session = cache.session(self._chat.owner, self.prompt)
+        self.session.held = True
+        self._started = perf_counter()
         self._reused = self.session.reusable(self.prompt)
         total = len(self.prompt.cells)
         self.decode_until(max(total - most, self.prompt.end_of_pictures, self._reused))
@@ -215,8 +216,10 @@ class _Lane:
     def close(self) -> None:
         """Keep the answer in the conversation, and free all that is large; twice is harmless."""
         self.pending = []
-        if self._started and not self._first:
-            self._prefill = perf_counter() - self._started
+        if self._started:
+            self.session.held = False
+            if not self._first:
+                self._prefill = perf_counter() - self._started
             self._started = 0.0
         if self._sampler is not None:
             self._sampler.close()

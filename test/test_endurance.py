@@ -150,4 +150,5 @@ def test_memory_is_flat_over_many_requests(small):
         one(i)
     gc.collect()
     after = memory_info()['process']
-    assert after < 1.01 * before, f'{before} -> {after} bytes in {REQUESTS} requests'
+    print(f'{before / 1e6:.1f} -> {after / 1e6:.1f} MB in {REQUESTS} requests')
+    assert after < 1.01 * before

@@ -120,6 +120,7 @@ class Session:
         self.seq = seq
         self.cells: list[int] = []  # what each holds, as in Prompt.cells
         self.row = -1  # of the last step that holds the logits of the last cell
+        self.held = False  # by an answer that is being made: keeps its cells
 
     def reusable(self, prompt: Prompt) -> int:
         """
@@ -213,8 +214,8 @@ class Cache:
     All sequences of a decoder's KV cache.
 
     Sessions belong to owners and stay theirs, cells and all, until another owner needs the room;
-    those that were used longest ago give way first. An owner that no longer exists gives way
-    before all others.
+    those that were used longest ago give way first, and those that are held never. An owner that
+    no longer exists gives way before all others.
     """
 
     def __init__(self, decoder: Decoder):
@@ -273,7 +274,7 @@ class Cache:
         """
         while (outcome := run()) is Outcome.NO_ROOM:
             for session in self._sessions:
-                if session.cells and session not in users:
+                if session.cells and not session.held and session not in users:
                     session.rewind(0)
                     break
             else:

@@ -309,8 +309,9 @@ def main() -> None:
             bench_model(report, name, vlm, [frame(i) for i in range(3)], 32, check=True)
         # many questions: the KV cache is one in which answers do not touch each other
         with VLM.load(**files, max_tiles=1, cache_type='q8_0/f16') as vlm:
-            bench_many(report, 'Many questions, the same decoder', vlm)
-            bench_pipeline(report, 'Many questions, the same decoder', vlm, args.runs)
+            name = 'Many questions, the same decoder, KV cache q8_0/f16'
+            bench_many(report, name, vlm)
+            bench_pipeline(report, name, vlm, args.runs)
     if 'node' in args.sections:
         bench_node(report)
     if args.json:

@@ -56,7 +56,7 @@ class Outputs:
         try:
             kind = topic.message_class()
         except ImportError:
-            package = topic.kind.split('/')[0]
+            package, name = topic.kind.split('/')[0], self._node.resolve_topic_name(name)
             self._node.get_logger().info(f'{package} is not installed: nothing on {name}')
             return None
         return self._publisher(kind, name, SPOKEN)

@@ -57,7 +57,9 @@ class PicturePlayer(Node):
         )
         self.done: Future = Future()
         self.create_timer(1.0 / rate, self._tick)
-        self.get_logger().info(f'playing {self._folder} on {topic}, {rate:g} a second')
+        self.get_logger().info(
+            f'playing {self._folder} on {self._publisher.topic_name}, {rate:g} a second'
+        )
 
     def _option(
         self, name: str, default: Any, doc: str, limits: tuple[float, float] | None = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
+
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def usable_cores() -> int:
@@ -18,3 +21,15 @@ def resident_bytes() -> int:
     """Give the memory that this process occupies."""
     pages = int(Path('/proc/self/statm').read_text().split()[1])
     return pages * os.sysconf('SC_PAGE_SIZE')
+
+
+def share_one_heap() -> None:
+    """
+    Let all threads allocate from one heap; best called before there are any.
+
+    glibc gives each a heap of its own. Pictures go from thread to thread, and would leave holes of
+    their size in every one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:  # only glibc has it
+        mallopt(M_ARENA_MAX, 1)

@@ -43,6 +43,7 @@ from .. import VLM
 from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS
 from ..errors import ModelMismatch, VlmError
 from ..image import load_rgb, Pixels
+from ..machine import share_one_heap
 from ..values import Reply
 
 NAME = 'hobot_vlm'
@@ -419,6 +420,7 @@ def main(args: list[str] | None = None) -> None:
 
     The main thread only waits, so that it meets a signal at once, whatever the model does.
     """
+    share_one_heap()
     # 1. from here on a signal is an exit status like any other
     finished: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):

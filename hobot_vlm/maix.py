@@ -97,7 +97,7 @@ class InternVL:
 
     def input_width(self) -> int:
         """Give the width of the encoder's input; 0 without one."""
-        return self._vlm.encoder.side if self._vlm.encoder else 0
+        return self._vlm.encoder.tile_size if self._vlm.encoder else 0
 
     def input_height(self) -> int:
         """Give the height of the encoder's input, which is square."""

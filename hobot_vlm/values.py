@@ -89,6 +89,9 @@ class Picture:
 
 Span = Text | Control | Tokens | Picture
 
+#: What a turn is made of: text, or the spans of a picture.
+Part = str | list[Span]
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -190,6 +193,9 @@ class Reply:
                 del fields[name]
         return fields
 
+
+#: RGB uint8 (height, width, 3)
+Pixels = npt.NDArray[np.uint8]
 
 #: What may be shown: a path, the bytes of an image file, or RGB uint8 (height, width, 3).
 ImageSource = str | bytes | npt.NDArray[np.uint8] | Any

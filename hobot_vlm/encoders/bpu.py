@@ -67,7 +67,7 @@ class BpuEncoder(VisionEncoder):
         self._runtime: _HbmRuntime | _EasyDnn | None = _open(self.path, options)
         try:
             self._pixels = self._read_pixels(self._runtime.inputs)
-            self.side = self._pixels.side
+            self.tile_size = self._pixels.tile_size
             self._output, self._turned = self._read_output(self._runtime.outputs)
             rows, columns = _two_axes(self._output.shape)
             self.tokens, self.n_embd = (columns, rows) if self._turned else (rows, columns)
@@ -82,7 +82,7 @@ class BpuEncoder(VisionEncoder):
         :return: float32 (tiles, tokens, n_embd), C order
         :raises InferenceError: the BPU failed, or gave something else than embeddings
         """
-        check_tiles(tiles, self.side)
+        check_tiles(tiles, self.tile_size)
         embeddings = np.empty((len(tiles.pixels), self.tokens, self.n_embd), np.float32)
         for index, target in enumerate(embeddings):
             target[...] = self._run(self._pixels.batch(tiles, index, index + 1))

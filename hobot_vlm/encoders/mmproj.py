@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import EncoderOptions, VisionEncoder
-from .gguf import GgufHeader, read_gguf
 from .pixels import check_embeddings, check_tiles
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
-from ..llama.model import last_errors, on_log, start_backend
+from ..llama.gguf import GgufHeader, read_gguf
+from ..llama.backend import last_errors, on_log, start_backend
 from ..machine import usable_cores
 from ..values import ImageTiles
 
@@ -67,7 +67,7 @@ class MmprojEncoder(VisionEncoder):
         # 1. what the file says; libmtmd ends the process on some files that are not right
         header = read_gguf(self.path)
         facts = _Facts(header)
-        self.side, self.tokens, self.n_embd = facts.side, facts.tokens, facts.n_embd
+        self.tile_size, self.tokens, self.n_embd = facts.tile_size, facts.tokens, facts.n_embd
         self._per_strip = facts.tiles_per_strip()
         # SmolVLM's pictures are followed by an overview, which nobody asks for
         self._images_per_strip = self._per_strip + (facts.projector == IDEFICS3)
@@ -95,13 +95,13 @@ class MmprojEncoder(VisionEncoder):
             stack.callback(mtmd.mtmd_free, self._context)
             # 3. whether this libmtmd puts patches at their positions
             if self._positions:
-                grey = np.full((1, self.side, self.side, 3), 128, np.uint8)
+                grey = np.full((1, self.tile_size, self.tile_size, 3), 128, np.uint8)
                 self._encode_strip(grey, np.empty((1, self.tokens, self.n_embd), np.float32))
                 self._positions.learn()
             self._on_close = stack.pop_all()
 
     def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:
-        check_tiles(tiles, self.side)
+        check_tiles(tiles, self.tile_size)
         found = np.empty((len(tiles.pixels), self.tokens, self.n_embd), np.float32)
         for start in range(0, len(found), self._per_strip):
             self._encode_strip(
@@ -118,13 +118,13 @@ class MmprojEncoder(VisionEncoder):
         self, pixels: npt.NDArray[np.uint8], target: npt.NDArray[np.float32]
     ) -> None:
         """Encode at most ``_per_strip`` tiles, side by side in one picture."""
-        strip = np.zeros((self.side, self._per_strip, self.side, 3), np.uint8)
+        strip = np.zeros((self.tile_size, self._per_strip, self.tile_size, 3), np.uint8)
         strip[:, : len(pixels)] = pixels.swapaxes(0, 1)
         last_errors.clear()
         with ExitStack() as stack:
-            width, data = self._per_strip * self.side, strip.ctypes.data
+            width, data = self._per_strip * self.tile_size, strip.ctypes.data
             bitmap = mtmd.mtmd_bitmap_init(
-                width, self.side, ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8))
+                width, self.tile_size, ctypes.cast(data, ctypes.POINTER(ctypes.c_uint8))
             )
             stack.callback(mtmd.mtmd_bitmap_free, bitmap)
             chunks = mtmd.mtmd_input_chunks_init()
@@ -186,21 +186,21 @@ class _Facts:
                 "expected 'internvl' (InternVL) or 'idefics3' (SmolVLM)"
             )
         # 1. numbers that must fit each other
-        self.side = self._number('clip.vision.image_size')
+        self.tile_size = self._number('clip.vision.image_size')
         patch = self._number('clip.vision.patch_size')
         merge = self._number('clip.vision.projector.scale_factor')
         width, heads = (
             self._number('clip.vision.embedding_length'),
             self._number('clip.vision.attention.head_count'),
         )
-        if self.side % (patch * merge) or width % heads:
+        if self.tile_size % (patch * merge) or width % heads:
             raise ModelFileError(
                 header.path,
-                f'tiles of {self.side} pixels do not divide into '
+                f'tiles of {self.tile_size} pixels do not divide into '
                 f'{patch * merge}, or width {width} not into {heads} heads: '
                 'convert the model anew',
             )
-        patches = (self.side // patch) ** 2
+        patches = (self.tile_size // patch) ** 2
         self.tokens = patches // merge**2
         # 2. tensors; libmtmd takes most for optional and crashes when it needs one
         inner = self._number('clip.vision.feed_forward_length')
@@ -269,14 +269,14 @@ class _Facts:
         if self.projector == INTERNVL:
             return 1
         key = 'clip.vision.preproc_image_size'  # older files have none
-        longest = self._number(key) if key in self.header.metadata else self.side
-        if longest % self.side or self.side % 2:
+        longest = self._number(key) if key in self.header.metadata else self.tile_size
+        if longest % self.tile_size or self.tile_size % 2:
             raise ModelMismatch(
                 f'{self.header.path}: preproc_image_size {longest} is no multiple '
-                f'of the tile, {self.side} pixels, so llama.cpp cannot be given '
+                f'of the tile, {self.tile_size} pixels, so llama.cpp cannot be given '
                 'tiles; use the ONNX encoder of the model'
             )
-        return longest // self.side
+        return longest // self.tile_size
 
 
 class _Positions:

@@ -65,7 +65,7 @@ class OnnxEncoder(VisionEncoder):
         self._session, self._shrink = _open(self.path, options)
         try:
             self._pixels, self._masks = self._find_inputs()
-            self.side = self._pixels.format.side
+            self.tile_size = self._pixels.format.tile_size
             self._output, self.tokens, self.n_embd = self._find_output()
             if not self.tokens or not self.n_embd:
                 self._measure()
@@ -80,7 +80,7 @@ class OnnxEncoder(VisionEncoder):
         :return: float32 (tiles, tokens, n_embd), C order
         :raises InferenceError: ONNX Runtime failed, or gave something else than embeddings
         """
-        check_tiles(tiles, self.side)
+        check_tiles(tiles, self.tile_size)
         total, most = len(tiles.pixels), self._pixels.batch or MOST_TILES
         parts = [
             self._run(tiles, start, min(start + most, total)) for start in range(0, total, most)
@@ -133,7 +133,7 @@ class OnnxEncoder(VisionEncoder):
 
     def _measure(self) -> None:
         """Find the shape of the embeddings by encoding one black tile."""
-        black = np.zeros((1, self.side, self.side, 3), np.uint8)
+        black = np.zeros((1, self.tile_size, self.tile_size, 3), np.uint8)
         half = (0.5, 0.5, 0.5)
         try:
             found = self._run(ImageTiles(black, 0, 0, True, half, half), 0, 1)
@@ -264,7 +264,7 @@ class _Mask:
 
     def shape_for(self, pixels: _Pixels, tiles: int) -> tuple[int, ...]:
         """Give the shape that goes with a number of tiles; fixed axes stay as they are."""
-        side = pixels.format.side
+        side = pixels.format.tile_size
         placed: tuple[int, ...] = (tiles, side, side)
         if len(self.axes) != 3:
             placed = (*pixels.lead(tiles), 1)[:2] + (side, side)

@@ -50,13 +50,13 @@ class PixelFormat:
     """
     How an encoder wants a tile.
 
-    :param side: width and height in pixels
+    :param tile_size: width and height in pixels
     :param channels_first: (3, side, side) instead of (side, side, 3)
     :param dtype: uint8 without quantisation means raw pixels, which the model normalises itself
     :param quantisation: of integer inputs, one scale or one per channel
     """
 
-    side: int
+    tile_size: int
     channels_first: bool
     dtype: np.dtype[Any]
     quantisation: Quantisation | None = None
@@ -64,7 +64,11 @@ class PixelFormat:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of one tile."""
-        return (3, self.side, self.side) if self.channels_first else (self.side, self.side, 3)
+        return (
+            (3, self.tile_size, self.tile_size)
+            if self.channels_first
+            else (self.tile_size, self.tile_size, 3)
+        )
 
     def tables(self, tiles: ImageTiles) -> npt.NDArray[Any] | None:
         """

@@ -13,9 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..errors import ModelMismatch
-from ..image import Pixels
-from ..prompt import Part
-from ..values import ImageEmbedding, ImageTiles
+from ..values import ImageEmbedding, ImageTiles, Part, Pixels
 
 
 class Family(ABC):
@@ -61,12 +59,12 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def tiles(self, rgb: Pixels, side: int, max_tiles: int, fit: str = '') -> ImageTiles:
+    def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         """
         Cut a picture as the makers' image processor does.
 
         :param rgb: uint8 (height, width, 3)
-        :param side: width and height of a tile in pixels
+        :param tile_size: width and height of a tile in pixels
         :param max_tiles: most tiles, the overview not counted; 0: as many as the makers use
         :param fit: how the picture fills a tile, or the grid of tiles; empty: ``default_fit``
         """

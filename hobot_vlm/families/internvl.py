@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from . import Family
-from ..image import BICUBIC, cut, Pixels, place
-from ..prompt import Part
-from ..values import Control, ImageEmbedding, ImageTiles, Picture
+from ..image.resize import BICUBIC, cut, place
+from ..values import Control, ImageEmbedding, ImageTiles, Part, Picture, Pixels
 
 MAX_TILES = 12
 
@@ -66,18 +65,20 @@ class InternVL(Family):
             parts += [[Control(opening), *tiles, Control(closing)], '\n']
         return parts
 
-    def tiles(self, rgb: Pixels, side: int, max_tiles: int, fit: str = '') -> ImageTiles:
+    def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         fit = fit or self.default_fit
         height, width = rgb.shape[:2]
-        columns, rows = closest_grid(width, height, side, max_tiles or MAX_TILES)
-        overview = place(rgb, side, side, BICUBIC, fit)
+        columns, rows = closest_grid(width, height, tile_size, max_tiles or MAX_TILES)
+        overview = place(rgb, tile_size, tile_size, BICUBIC, fit)
         if rows * columns == 1:
             return ImageTiles(overview[None], 0, 0, True, self.mean, self.std)
-        canvas = place(rgb, columns * side, rows * side, BICUBIC, fit)
-        return ImageTiles(cut(canvas, side, overview), rows, columns, True, self.mean, self.std)
+        canvas = place(rgb, columns * tile_size, rows * tile_size, BICUBIC, fit)
+        return ImageTiles(
+            cut(canvas, tile_size, overview), rows, columns, True, self.mean, self.std
+        )
 
 
-def closest_grid(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+def closest_grid(width: int, height: int, tile_size: int, most: int) -> tuple[int, int]:
     """
     Choose (columns, rows), at most ``most`` tiles, closest to the aspect ratio of a picture.
 
@@ -89,7 +90,7 @@ def closest_grid(width: int, height: int, side: int, most: int) -> tuple[int, in
     best, nearest = (1, 1), float('inf')
     for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
         distance = abs(width / height - columns / rows)
-        affordable = width * height > 0.5 * side * side * columns * rows
+        affordable = width * height > 0.5 * tile_size * tile_size * columns * rows
         if distance < nearest or (distance == nearest and affordable):
             best, nearest = (columns, rows), distance
     return best

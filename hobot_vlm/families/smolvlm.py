@@ -10,9 +10,8 @@ from collections.abc import Collection, Sequence
 import math
 
 from . import Family
-from ..image import cut, LANCZOS, Pixels, place, resize
-from ..prompt import Part
-from ..values import Control, ImageEmbedding, ImageTiles, Picture, Span, Text
+from ..image.resize import cut, LANCZOS, place, resize
+from ..values import Control, ImageEmbedding, ImageTiles, Part, Picture, Pixels, Span, Text
 
 #: The longest edge is brought to this many tiles.
 TILES_PER_EDGE = 4
@@ -69,21 +68,23 @@ class SmolVLM(Family):
         last = len(picture.data) - 1
         return [*spans, Control(AROUND), Control(GLOBAL), Picture(picture, last), Control(AROUND)]
 
-    def tiles(self, rgb: Pixels, side: int, max_tiles: int, fit: str = '') -> ImageTiles:
+    def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         fit = fit or self.default_fit
         height, width = rgb.shape[:2]
-        refined, columns, rows = layout(width, height, side, max_tiles or TILES_PER_EDGE**2)
+        refined, columns, rows = layout(width, height, tile_size, max_tiles or TILES_PER_EDGE**2)
         # The makers stretch step by step: each picture below is made from the one before.
         step = resize(rgb, *refined, LANCZOS) if fit == 'fill' else rgb
         if rows * columns == 1:
-            overview = place(step, side, side, LANCZOS, fit)
+            overview = place(step, tile_size, tile_size, LANCZOS, fit)
             return ImageTiles(overview[None], 0, 0, True, self.mean, self.std)
-        canvas = place(step, columns * side, rows * side, LANCZOS, fit)
-        overview = place(canvas if fit == 'fill' else rgb, side, side, LANCZOS, fit)
-        return ImageTiles(cut(canvas, side, overview), rows, columns, True, self.mean, self.std)
+        canvas = place(step, columns * tile_size, rows * tile_size, LANCZOS, fit)
+        overview = place(canvas if fit == 'fill' else rgb, tile_size, tile_size, LANCZOS, fit)
+        return ImageTiles(
+            cut(canvas, tile_size, overview), rows, columns, True, self.mean, self.std
+        )
 
 
-def layout(width: int, height: int, side: int, most: int) -> tuple[tuple[int, int], int, int]:
+def layout(width: int, height: int, tile_size: int, most: int) -> tuple[tuple[int, int], int, int]:
     """
     Choose the size that a picture is first brought to, and the columns and rows of tiles.
 
@@ -91,11 +92,11 @@ def layout(width: int, height: int, side: int, most: int) -> tuple[tuple[int, in
     column and one row stand for the global picture alone, which is made at full length.
     """
     for edge in range(TILES_PER_EDGE, 1, -1):
-        refined = refined_size(width, height, edge * side)
-        columns, rows = (math.ceil(length / side) for length in refined)
+        refined = refined_size(width, height, edge * tile_size)
+        columns, rows = (math.ceil(length / tile_size) for length in refined)
         if columns * rows <= most:
             return refined, columns, rows
-    return refined_size(width, height, TILES_PER_EDGE * side), 1, 1
+    return refined_size(width, height, TILES_PER_EDGE * tile_size), 1, 1
 
 
 def refined_size(width: int, height: int, longest: int) -> tuple[int, int]:

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection
 import re
 
-from .image import placed
-from .prompt import Part
-from .values import Box, Control, Span, Text
+from ..image.resize import placed
+from ..values import Box, Control, Part, Span, Text
 
 QUESTION = 'Please provide the bounding box coordinate of the region this sentence describes: '
 MARKS = ('<ref>', '</ref>')
@@ -40,23 +39,25 @@ def question(thing: str, controls: Collection[str]) -> Part:
     return spans
 
 
-def find(answer: str, thing: str, width: int, height: int, side: int, fit: str) -> tuple[Box, ...]:
+def find(
+    answer: str, thing: str, width: int, height: int, tile_size: int, fit: str
+) -> tuple[Box, ...]:
     """
     Read the boxes of an answer; those without any area in the picture are left out.
 
     :param thing: what was asked for, the label of boxes that have none
     :param width: of the original picture
     :param height: of the original picture
-    :param side: of a tile, in pixels
+    :param tile_size: of a tile, in pixels
     :param fit: how the picture was brought to the shape of a tile
     """
-    left, top, shown_width, shown_height = placed(width, height, side, side, fit)
+    left, top, shown_width, shown_height = placed(width, height, tile_size, tile_size, fit)
 
     def across(thousandths: float) -> float:
-        return pixels(thousandths, side, left, shown_width, width)
+        return pixels(thousandths, tile_size, left, shown_width, width)
 
     def down(thousandths: float) -> float:
-        return pixels(thousandths, side, top, shown_height, height)
+        return pixels(thousandths, tile_size, top, shown_height, height)
 
     boxes = []
     label, end = thing, 0
@@ -71,7 +72,7 @@ def find(answer: str, thing: str, width: int, height: int, side: int, fit: str) 
     return tuple(boxes)
 
 
-def pixels(thousandths: float, side: int, start: float, shown: float, length: int) -> float:
+def pixels(thousandths: float, tile_size: int, start: float, shown: float, length: int) -> float:
     """
     Give a coordinate in the original picture and not beyond it, in hundredths of a pixel.
 
@@ -79,7 +80,7 @@ def pixels(thousandths: float, side: int, start: float, shown: float, length: in
     :param shown: length of the whole picture on the tile
     :param length: of the original picture
     """
-    at = (thousandths * side / SCALE - start) / shown * length
+    at = (thousandths * tile_size / SCALE - start) / shown * length
     return round(min(max(at, 0.0), float(length)), 2)
 
 

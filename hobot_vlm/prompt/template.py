@@ -15,11 +15,8 @@ from typing import Any
 
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from .errors import ModelMismatch
-from .values import Control, Span, Text, Tokens
-
-#: What a person's turn is made of: text, or the spans of a picture.
-Part = str | list[Span]
+from ..errors import ModelMismatch
+from ..values import Control, Part, Span, Text, Tokens
 
 
 @dataclass

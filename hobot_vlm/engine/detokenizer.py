@@ -10,7 +10,7 @@ import codecs
 from collections.abc import Sequence
 import re
 
-from .values import TextChunk
+from ..values import TextChunk
 
 THINK_OPEN, THINK_CLOSE = '<think>', '</think>'
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BackendMissing, PictureError
+from ..errors import BackendMissing, PictureError
 
 SUFFIXES = frozenset(
     {

@@ -1,0 +1,1 @@
+"""Runs one model for all callers at once; ``scheduler.py`` is the file to read first."""

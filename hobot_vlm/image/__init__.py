@@ -1,0 +1,1 @@
+"""Pictures and videos: files -> arrays -> the pixels of tiles. Knows no model."""

@@ -1,0 +1,291 @@
+"""
+A context of llama.cpp: it runs batches, and can be stopped from another thread.
+
+It knows tokens, embeddings and positions. What the KV cache holds for whom is the business of
+``kv_cache.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+import ctypes
+from dataclasses import dataclass
+from enum import Enum
+import logging
+import os
+from pathlib import Path
+
+from llama_cpp import llama_cpp as lib
+import numpy as np
+import numpy.typing as npt
+
+from .backend import check_gguf, last_errors
+from .embedding_table import EmbeddingTable
+from .model import Model
+from ..errors import InferenceError, ModelFileError
+from ..machine import usable_cores
+
+logger = logging.getLogger('hobot_vlm.llama')
+
+#: sequences that can share the cells; a sequence without cells costs nothing
+MAX_SEQUENCES = 32
+
+#: ggml types of keys and of values in the KV cache. On a CPU, llama.cpp has one kernel for long
+#: prompts, one for single rows and one for all else, and they round differently; where keys and
+#: values are of two types, or quantised, it has the last one only. Its result for a row depends on
+#: nothing but the cells of that row's sequence and their order.
+CACHE_TYPES = {
+    'f16': (lib.GGML_TYPE_F16, lib.GGML_TYPE_F16),
+    'q8_0/f16': (lib.GGML_TYPE_Q8_0, lib.GGML_TYPE_F16),
+    'q8_0': (lib.GGML_TYPE_Q8_0, lib.GGML_TYPE_Q8_0),
+    'q4_0': (lib.GGML_TYPE_Q4_0, lib.GGML_TYPE_Q4_0),
+}
+FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}  # llama_flash_attn_type
+
+#: tokens per computed step while a prompt is read; llama.cpp's own default
+MAX_UBATCH = 512
+
+#: share of the largest logit by which a token and its embedding may differ in their results
+SAME_LOGITS = 1e-3
+
+
+class Outcome(Enum):
+    """How a batch ended."""
+
+    DONE = 'done'
+    STOPPED = 'stopped'  # cells may have been written
+    NO_ROOM = 'no room'  # nothing was written
+
+
+@dataclass
+class Run:
+    """
+    Consecutive entries of one sequence in a batch.
+
+    :param seq: llama.cpp's number of the sequence
+    :param position: of the first entry
+    :param tokens: token ids
+    :param embeddings: float32 (entries, n_embd) in place of tokens
+    :param logits: whether those of the last entry are wanted
+    """
+
+    seq: int
+    position: int
+    tokens: Sequence[int] = ()
+    embeddings: npt.NDArray[np.float32] | None = None
+    logits: bool = False
+
+    def __len__(self) -> int:
+        return len(self.tokens) if self.embeddings is None else len(self.embeddings)
+
+
+class Context:
+    """
+    One context, whose cells several sequences share.
+
+    :param n_ctx: cells of the KV cache; at most what the model was trained for
+    :param n_batch: most entries of a batch
+    :param threads: 0: one per usable core
+    :param cache_type: one of ``CACHE_TYPES``
+    :param flash_attention: one of ``FLASH_ATTENTION``
+    :raises ModelFileError: there is no memory for it
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int = 4096,
+        n_batch: int = 512,
+        threads: int = 0,
+        cache_type: str = 'f16',
+        flash_attention: str = 'auto',
+    ):
+        self.model = model
+        self._on_close = ExitStack()
+        if 0 < model.n_ctx_train < n_ctx:
+            logger.info('n_ctx is %d: the model was trained for no more', model.n_ctx_train)
+            n_ctx = model.n_ctx_train
+        self.n_ctx = n_ctx
+        self.n_batch = max(min(n_batch, n_ctx), MAX_SEQUENCES)
+        last_errors.clear()
+        # 1. the context
+        settings = lib.llama_context_default_params()
+        settings.n_ctx = n_ctx
+        settings.n_batch = self.n_batch
+        settings.n_ubatch = min(self.n_batch, MAX_UBATCH)
+        settings.n_seq_max = MAX_SEQUENCES
+        settings.kv_unified = True  # any sequence may use any cell
+        settings.type_k, settings.type_v = CACHE_TYPES[cache_type]
+        settings.flash_attn_type = FLASH_ATTENTION[flash_attention]
+        settings.n_threads = settings.n_threads_batch = threads or usable_cores()
+        settings.no_perf = False
+        self.handle = lib.llama_init_from_model(model.handle, settings)
+        if not self.handle:
+            why = '; '.join(last_errors) or 'llama.cpp gave no reason'
+            raise ModelFileError(
+                model.path,
+                f'llama.cpp makes no context of {n_ctx} cells for it '
+                f'({why}); lower n_ctx or free memory',
+            )
+        self._on_close.callback(lib.llama_free, self.handle)
+        self.memory = lib.llama_get_memory(self.handle)
+        # 2. the way to stop it
+        self._stop = ctypes.create_string_buffer(2)
+        self._install_stop()
+        # 3. the arrays that every batch points into; llama.cpp reads them where they lie
+        n = self.n_batch
+        self._tokens, self._positions = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self._seqs, self._logits = np.zeros(n, np.int32), np.zeros(n, np.int8)
+        self._one = np.ones(n, np.int32)
+        self._seq_pointers = self._seqs.ctypes.data + 4 * np.arange(n, dtype=np.uint64)
+        self._embeddings: npt.NDArray[np.float32] | None = None
+        # 4. tokens as embeddings, for batches that hold both; known once ``mix`` was called
+        self._table: EmbeddingTable | None = None
+
+    def add_lora(self, path: str | Path, scale: float) -> None:
+        """
+        Apply a LoRA adapter to all that follows.
+
+        :raises ModelFileError: it cannot be read, or is made for another model
+        """
+        check_gguf(Path(path), 'lora')
+        last_errors.clear()
+        adapter = lib.llama_adapter_lora_init(self.model.handle, os.fsencode(path))
+        if not adapter:
+            raise ModelFileError(
+                path,
+                f'llama.cpp cannot load it ({"; ".join(last_errors)}); '
+                f'expected a LoRA adapter made for {self.model.path}',
+            )
+        # the model owns the adapter and frees it
+        lib.llama_set_adapters_lora(
+            self.handle,
+            (lib.llama_adapter_lora_p_ctypes * 1)(adapter),
+            1,
+            (ctypes.c_float * 1)(scale),
+        )
+
+    # -- stopping ----------------------------------------------------------------------------
+
+    def _install_stop(self) -> None:
+        """
+        Let another thread stop a running llama_decode.
+
+        llama.cpp asks a callback before each step of its graph, thousands of times a token, so
+        the callback must not be Python. C's strlen is one already: it takes a pointer, and gives
+        0 (go on) for an empty string and 1 (stop) for a string of one character.
+        """
+        strlen = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+        assert strlen
+        self._stop_callback = lib.ggml_abort_callback(strlen)
+        lib.llama_set_abort_callback(
+            self.handle, self._stop_callback, ctypes.addressof(self._stop)
+        )
+
+    def stop(self) -> None:
+        """Make the running batch, or the next one, end early; callable from any thread."""
+        self._stop[0] = b'\x01'
+
+    def allow(self) -> None:
+        """Undo ``stop``."""
+        self._stop[0] = b'\x00'
+
+    # -- running -----------------------------------------------------------------------------
+
+    def mix(self) -> bool:
+        """
+        Make batches of tokens and embeddings possible, where this model allows it.
+
+        It does where an embedding from the table of its file is read as its token is; some models
+        scale or widen them on the way. Uses cell 0 of sequence 0, which must be free.
+        """
+        try:
+            table = EmbeddingTable(self.model.path, self.model.n_embd, self.model.n_vocab)
+        except ModelFileError as exc:
+            logger.info('text and pictures are decoded in batches of their own: %s', exc)
+            return False
+        token = min(17, self.model.n_vocab - 1)
+        embedding = np.empty((1, self.model.n_embd), np.float32)
+        table.look_up([token], embedding)
+        results = []
+        for run in (Run(0, 0, [token], logits=True), Run(0, 0, (), embedding, True)):
+            if self.run([run]) is not Outcome.DONE:
+                return False
+            results.append(self.logits().copy())
+            lib.llama_memory_clear(self.memory, True)
+        error = np.abs(results[0] - results[1]).max()
+        if not error <= SAME_LOGITS * np.abs(results[0]).max():
+            logger.info('text and pictures are decoded in batches of their own, as they differ')
+            return False
+        self._table = table
+        return True
+
+    @property
+    def mixes(self) -> bool:
+        """Whether one batch may hold tokens and embeddings."""
+        return self._table is not None
+
+    def run(self, runs: Sequence[Run]) -> Outcome:
+        """
+        Decode one batch.
+
+        :param runs: at most ``n_batch`` entries in all; tokens and embeddings only where ``mixes``
+        :raises InferenceError: llama.cpp failed
+        """
+        as_embeddings = any(run.embeddings is not None for run in runs)
+        if as_embeddings and self._embeddings is None:
+            self._embeddings = np.empty((self.n_batch, self.model.n_embd), np.float32)
+        n = 0
+        for run in runs:
+            end = n + len(run)
+            self._positions[n:end] = np.arange(run.position, run.position + end - n)
+            self._seqs[n:end] = run.seq
+            self._logits[n:end] = 0
+            self._logits[end - 1] = run.logits
+            if not as_embeddings:
+                self._tokens[n:end] = run.tokens
+            else:
+                assert self._embeddings is not None
+                if run.embeddings is not None:
+                    self._embeddings[n:end] = run.embeddings
+                else:
+                    assert self._table is not None
+                    self._table.look_up(run.tokens, self._embeddings[n:end])
+            n = end
+        batch = lib.llama_batch(
+            n_tokens=n,
+            token=None if as_embeddings else _pointer(self._tokens, ctypes.c_int32),
+            embd=_pointer(self._embeddings, ctypes.c_float) if as_embeddings else None,
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._one, ctypes.c_int32),
+            seq_id=_pointer(self._seq_pointers, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._logits, ctypes.c_int8),
+        )
+        status = lib.llama_decode(self.handle, batch)
+        if status == 0:
+            return Outcome.DONE
+        if status == 1:
+            return Outcome.NO_ROOM
+        if status == 2:
+            return Outcome.STOPPED
+        raise InferenceError(
+            f'llama.cpp failed on a batch of {n}: status {status} ' + '; '.join(last_errors)
+        )
+
+    def logits(self, entry: int = -1) -> npt.NDArray[np.float32]:
+        """Give the logits of an entry of the last batch: float32 (n_vocab,), a view."""
+        pointer = lib.llama_get_logits_ith(self.handle, entry)
+        return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free the context; twice is harmless."""
+        self._on_close.close()
+
+
+def _pointer(array: npt.NDArray[np.generic] | None, kind: type) -> object:
+    assert array is not None
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

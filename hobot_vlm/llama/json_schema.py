@@ -1,0 +1,165 @@
+"""
+The look at a JSON schema before llguidance reads it: what it says is followed, or refused by name.
+
+JSON Schema ignores keywords that it does not know. An answer that silently does not follow what
+somebody wrote helps nobody, so here they are refused. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from ..errors import GrammarError
+
+#: Characters of a schema: llguidance reads one of this size in about a second.
+MAX_SCHEMA = 1_000_000
+#: Brackets within brackets: the JSON reader of llguidance goes no deeper than 128.
+MAX_DEPTH = 100
+
+#: keywords that llguidance follows
+_FOLLOWED = frozenset(
+    'type enum const $ref allOf anyOf oneOf '
+    'properties required additionalProperties patternProperties minProperties maxProperties '
+    'items prefixItems minItems maxItems pattern format minLength maxLength '
+    'minimum maximum exclusiveMinimum exclusiveMaximum multipleOf'.split()
+)
+#: keywords that allow and forbid nothing
+_REMARKS = frozenset(
+    'title description default examples example deprecated readOnly writeOnly $schema $id $anchor '
+    '$comment $defs definitions $vocabulary discriminator '
+    'contentMediaType contentEncoding contentSchema'.split()
+)
+#: keywords of the standard that nothing here can follow
+_KNOWN = frozenset(
+    'not if then else uniqueItems contains minContains maxContains propertyNames '
+    'dependentRequired dependentSchemas unevaluatedItems unevaluatedProperties '
+    '$dynamicRef $dynamicAnchor dependencies additionalItems nullable'.split()
+)
+#: a value with which such a keyword says nothing
+_SAYS_NOTHING = {
+    'uniqueItems': False,
+    'nullable': False,
+    'unevaluatedItems': True,
+    'unevaluatedProperties': True,
+}
+_COUNTS = frozenset('minLength maxLength minItems maxItems minProperties maxProperties'.split())
+#: where schemas stand within a schema: by name, in a list, alone
+_BY_NAME = ('properties', 'patternProperties')
+_LISTS = ('allOf', 'anyOf', 'oneOf', 'prefixItems')
+_ALONE = ('items', 'additionalProperties')
+
+_BRACKET_OR_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def checked_schema(text: str) -> str:
+    """
+    Give a schema as llguidance is to read it.
+
+    :raises GrammarError: no JSON, too much of it, or a keyword that cannot be followed
+    """
+    schema = _read(text)
+    if isinstance(schema, bool):
+        if not schema:
+            _refuse('false', 'it allows no answer at all')
+        schema = {}
+    if not isinstance(schema, dict):
+        raise GrammarError(
+            f'json_schema cannot be followed: it is a {type(schema).__name__}; expected an object, '
+            'as in {"type": "object"}'
+        )
+    _check(schema)
+    return json.dumps(schema)
+
+
+def _read(text: str) -> Any:
+    if len(text) > MAX_SCHEMA:
+        raise GrammarError(
+            f'json_schema has {len(text)} characters: expected {MAX_SCHEMA} or fewer'
+        )
+    depth = 0
+    for match in _BRACKET_OR_TEXT.finditer(text):
+        mark = match.group()[0]
+        depth += (mark in '[{') - (mark in ']}')
+        if depth > MAX_DEPTH:
+            raise GrammarError(
+                f'json_schema is nested more than {MAX_DEPTH} deep: give its parts names in $defs, '
+                'and refer to them with $ref'
+            )
+
+    def no_number(name: str) -> NoReturn:
+        raise ValueError(f'{name} is no number of JSON')
+
+    try:
+        return json.loads(text, parse_constant=no_number)
+    except (ValueError, RecursionError) as exc:
+        raise GrammarError(f'json_schema is no JSON: {exc}') from exc
+
+
+def _check(root: dict[str, Any]) -> None:
+    """Go through every schema within a schema, and leave out what says nothing."""
+    waiting: list[Any] = [root]
+    seen: set[int] = set()
+    while waiting:
+        schema = waiting.pop()
+        if not isinstance(schema, dict) or id(schema) in seen:
+            continue
+        seen.add(id(schema))
+        for keyword in list(schema):
+            _check_keyword(schema, keyword)
+        for keyword in _BY_NAME:
+            if isinstance(schema.get(keyword), dict):
+                waiting += schema[keyword].values()
+        for keyword in _LISTS:
+            if isinstance(schema.get(keyword), list):
+                waiting += schema[keyword]
+        waiting += [schema[keyword] for keyword in _ALONE if keyword in schema]
+        ref = schema.get('$ref')
+        if isinstance(ref, str) and ref.startswith('#/') and schema is not None:
+            waiting.append(_target(root, ref))
+        if (ref is not None and not str(ref).startswith('#/')) or '$id' in schema:
+            # by another name, or by a path that starts elsewhere: all that has a name is checked
+            for keyword in ('$defs', 'definitions'):
+                if isinstance(schema.get(keyword), dict):
+                    waiting += schema[keyword].values()
+                if isinstance(root.get(keyword), dict):
+                    waiting += root[keyword].values()
+
+
+def _check_keyword(schema: dict[str, Any], keyword: str) -> None:
+    value = schema[keyword]
+    if keyword.startswith('x-'):  # an extension; llguidance would read its own from them
+        del schema[keyword]
+    elif keyword in _SAYS_NOTHING and value is _SAYS_NOTHING[keyword]:
+        del schema[keyword]
+    elif keyword in _KNOWN:
+        _refuse(keyword, 'it is not supported: leave it out, or say it in another way')
+    elif keyword not in _FOLLOWED and keyword not in _REMARKS:
+        near = difflib.get_close_matches(keyword, _FOLLOWED, 1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        _refuse(keyword[:50], f'there is no such keyword{hint}')
+    elif keyword in _COUNTS and isinstance(value, float) and value.is_integer():
+        schema[keyword] = int(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        _refuse(keyword, 'its number is too large')
+
+
+def _target(root: Any, ref: str) -> Any:
+    """Give what a reference within the schema leads to; nothing where it leads nowhere."""
+    found = root
+    for step in ref[2:].split('/'):
+        step = step.replace('~1', '/').replace('~0', '~')
+        if isinstance(found, dict):
+            found = found.get(step)
+        elif isinstance(found, list) and step.isdecimal() and int(step) < len(found):
+            found = found[int(step)]
+        else:
+            return None
+    return found
+
+
+def _refuse(keyword: str, why: str) -> NoReturn:
+    raise GrammarError(f'json_schema cannot be followed: {keyword}: {why}')

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+import re
 import threading
 from typing import cast
 import weakref
@@ -17,7 +18,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 import numpy as np
 import numpy.typing as npt
 
-from .json_schema import checked_schema
+from .json_schema import checked_schema, keywords
 from .model import Model
 from ..errors import GrammarError, InferenceError
 
@@ -146,10 +147,9 @@ class _Vocabulary:
 
     def _compile(self, kind: str, text: str) -> LLMatcher:
         if kind == 'json_schema':
+            text = checked_schema(text)
             try:
-                grammar = LLMatcher.grammar_from_json_schema(
-                    checked_schema(text), overrides=SEPARATORS
-                )
+                grammar = LLMatcher.grammar_from_json_schema(text, overrides=SEPARATORS)
             except ValueError as exc:
                 raise GrammarError(f'json_schema cannot be followed: {exc}') from exc
         elif len(text) > MAX_REGEX:
@@ -163,7 +163,8 @@ class _Vocabulary:
                 raise GrammarError(f'regex cannot be followed: {exc}') from exc
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise GrammarError(f'{kind} cannot be followed: {_reason(matcher.get_error())}')
+            reason = _reason(matcher.get_error(), keywords(text) if kind == 'json_schema' else ())
+            raise GrammarError(f'{kind} cannot be followed: {reason}')
         first = matcher.deep_copy().compute_bitmask()
         if not any(first):
             raise GrammarError(f'{kind} cannot be followed: it allows no answer at all')
@@ -171,24 +172,30 @@ class _Vocabulary:
 
 
 #: what llguidance says, and the keyword that it means
-_KEYWORDS = {
+_MEANT = {
     'schema is false': 'false',
     'Resource ': '$ref',
     'Unknown format': 'format',
     'patternProperty': 'patternProperties',
-    'Invalid type': 'type',
+    'incompatible types': 'type',
+    'regex': 'pattern',
+    'look': 'pattern',
 }
 
 
-def _reason(error: str) -> str:
-    """Make one line of llguidance's message, in which the keyword is named."""
+def _reason(error: str, of_schema: Sequence[str]) -> str:
+    """
+    Make one line of llguidance's message.
+
+    :param of_schema: keywords of the schema: one at least is named
+    """
     lines = [line.strip() for line in error.split('\n')]
-    mark = next((i for i, line in enumerate(lines) if line.startswith('error: ')), 0)
-    line = lines[mark].removeprefix('error: ')[:300]
-    for words, keyword in _KEYWORDS.items():
-        if words in line:
-            return f'{keyword}: {line}'
-    return line
+    line = next((line for line in lines if line.startswith('error: ')), lines[0])
+    line = line.removeprefix('error: ')[:300]
+    if not of_schema or any(keyword in re.findall(r'[$\w]+', line) for keyword in of_schema):
+        return line
+    meant = next((keyword for words, keyword in _MEANT.items() if words in error), '')
+    return f'{meant or ", ".join(of_schema[:8])}: {line}'
 
 
 class _Tokens:

@@ -13,6 +13,7 @@ import math
 import re
 from typing import Any, NoReturn
 
+from .json_pattern import llguidance_pattern
 from ..errors import GrammarError
 
 #: Characters of a schema: llguidance reads one of this size in about a second.
@@ -117,8 +118,12 @@ def _check(root: dict[str, Any]) -> None:
             if isinstance(schema.get(keyword), list):
                 waiting += schema[keyword]
         waiting += [schema[keyword] for keyword in _ALONE if keyword in schema]
+        least, required = schema.get('minProperties', 0), schema.get('required', ())
+        if isinstance(least, int) and least > max(1, len(set(map(str, required)))):
+            # only names that are spelt out cannot come twice
+            _refuse('minProperties', f'expected 1 or less, or as many names in required: {least}')
         ref = schema.get('$ref')
-        if isinstance(ref, str) and ref.startswith('#/') and schema is not None:
+        if isinstance(ref, str) and ref.startswith('#/'):
             waiting.append(_target(root, ref))
         if (ref is not None and not str(ref).startswith('#/')) or '$id' in schema:
             # by another name, or by a path that starts elsewhere: all that has a name is checked
@@ -141,10 +146,35 @@ def _check_keyword(schema: dict[str, Any], keyword: str) -> None:
         near = difflib.get_close_matches(keyword, _FOLLOWED, 1)
         hint = f'; did you mean {near[0]}?' if near else ''
         _refuse(keyword[:50], f'there is no such keyword{hint}')
+    elif keyword == 'pattern' and isinstance(value, str):
+        schema[keyword] = _pattern(keyword, value)
+    elif keyword == 'patternProperties' and isinstance(value, dict):
+        schema[keyword] = {_pattern(keyword, name): part for name, part in value.items()}
     elif keyword in _COUNTS and isinstance(value, float) and value.is_integer():
         schema[keyword] = int(value)
     elif isinstance(value, float) and not math.isfinite(value):
         _refuse(keyword, 'its number is too large')
+
+
+def _pattern(keyword: str, pattern: str) -> str:
+    try:
+        return llguidance_pattern(pattern)
+    except ValueError as exc:
+        _refuse(keyword, str(exc))
+
+
+def keywords(text: str) -> list[str]:
+    """Give the keywords of a checked schema that an answer has to follow, sorted."""
+    found: set[str] = set()
+    waiting = [json.loads(text)]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            found |= _FOLLOWED & set(part)
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+    return sorted(found)
 
 
 def _target(root: Any, ref: str) -> Any:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 import re
 import threading
-from typing import cast
+from typing import NoReturn
 import weakref
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import JsonCompileOptions, LLMatcher, LLTokenizer, TokenizerWrapper
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +24,11 @@ from ..errors import GrammarError, InferenceError
 
 #: As Python's json writes: the form that models have read most. White space that may vary would
 #: leave a choice behind every comma, and so no tokens that follow by themselves.
-SEPARATORS = {'whitespace_flexible': False, 'item_separator': ', ', 'key_separator': ': '}
+SEPARATORS: JsonCompileOptions = {
+    'whitespace_flexible': False,
+    'item_separator': ', ',
+    'key_separator': ': ',
+}
 
 #: Characters of a regular expression. llguidance builds one of this size in less than a second.
 MAX_REGEX = 10_000
@@ -153,9 +157,7 @@ class _Vocabulary:
             except ValueError as exc:
                 raise GrammarError(f'json_schema cannot be followed: {exc}') from exc
         elif len(text) > MAX_REGEX:
-            raise GrammarError(
-                f'regex has {len(text)} characters: expected {MAX_REGEX} or fewer'
-            )
+            raise GrammarError(f'regex has {len(text)} characters: expected {MAX_REGEX} or fewer')
         else:
             try:
                 grammar = LLMatcher.grammar_from_regex(text)
@@ -163,12 +165,20 @@ class _Vocabulary:
                 raise GrammarError(f'regex cannot be followed: {exc}') from exc
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            reason = _reason(matcher.get_error(), keywords(text) if kind == 'json_schema' else ())
-            raise GrammarError(f'{kind} cannot be followed: {reason}')
-        first = matcher.deep_copy().compute_bitmask()
-        if not any(first):
+            self._refuse(kind, text, matcher)
+        probe = matcher.deep_copy()
+        probe.consume_tokens(probe.compute_ff_tokens())
+        fits = probe.is_stopped() or any(probe.compute_bitmask())
+        if probe.is_error():
+            self._refuse(kind, text, probe)
+        if not fits:
             raise GrammarError(f'{kind} cannot be followed: it allows no answer at all')
         return matcher
+
+    @staticmethod
+    def _refuse(kind: str, text: str, matcher: LLMatcher) -> NoReturn:
+        reason = _reason(matcher.get_error(), keywords(text) if kind == 'json_schema' else ())
+        raise GrammarError(f'{kind} cannot be followed: {reason}')
 
 
 #: what llguidance says, and the keyword that it means
@@ -178,6 +188,10 @@ _MEANT = {
     'Unknown format': 'format',
     'patternProperty': 'patternProperties',
     'incompatible types': 'type',
+    'float range': 'minimum, maximum',
+    'NoExtensionBias': '$ref',
+    'Too many items': '$ref',
+    'Current row': 'properties',
     'regex': 'pattern',
     'look': 'pattern',
 }
@@ -243,9 +257,7 @@ class _Tokens:
         tokens: list[int] = []
         at = 0
         while at < len(data):
-            size = next(
-                (n for n in range(longest, 0, -1) if data[at : at + n] in by_bytes), 0
-            )
+            size = next((n for n in range(longest, 0, -1) if data[at : at + n] in by_bytes), 0)
             if not size:
                 raise InferenceError(f'no token of the model begins with byte {data[at]}')
             tokens.append(by_bytes[data[at : at + size]])
@@ -267,4 +279,4 @@ def _of(model: Model) -> _Vocabulary:
         known = _vocabularies.get(model)
         if known is None:
             known = _vocabularies[model] = _Vocabulary(model)
-        return cast(_Vocabulary, known)
+        return known

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 import re
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 import weakref
 
-from llguidance import JsonCompileOptions, LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 import numpy as np
 import numpy.typing as npt
 
@@ -24,11 +24,7 @@ from ..errors import GrammarError, InferenceError
 
 #: As Python's json writes: the form that models have read most. White space that may vary would
 #: leave a choice behind every comma, and so no tokens that follow by themselves.
-SEPARATORS: JsonCompileOptions = {
-    'whitespace_flexible': False,
-    'item_separator': ', ',
-    'key_separator': ': ',
-}
+SEPARATORS: Any = {'whitespace_flexible': False, 'item_separator': ', ', 'key_separator': ': '}
 
 #: Characters of a regular expression. llguidance builds one of this size in less than a second.
 MAX_REGEX = 10_000

@@ -62,6 +62,8 @@ class Reader:
     def read(self) -> list[Rule]:
         if len(self.text) > MAX_GRAMMAR:
             raise wrong(f'it has {len(self.text)} characters: expected {MAX_GRAMMAR} or fewer')
+        if not self.text.isascii() and any(0xD800 <= ord(c) < 0xE000 for c in self.text):
+            raise wrong('it holds half a character (a surrogate), which is no text')
         self._space(True)
         while self.at < len(self.text):
             name = self._name()

@@ -7,21 +7,29 @@ process; here they are refused. Knows nothing of models, and runs nothing of lla
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from .gbnf import Element, Reader, Rule, wrong
+from ..errors import GrammarError
 
 #: Ways to begin a rule. llama.cpp goes all of them without noting where it was.
 MAX_WAYS = 20_000
 #: Places of a grammar where an answer may be at once. Each one compares every token of the
 #: vocabulary: a thousand of them and 150,000 tokens make half a second.
 MAX_PLACES = 2_000
-#: Characters of an answer for which the number of places is tried out: the exponential ones reach
-#: ``MAX_PLACES`` within a dozen.
-TRIED = 48
+#: Steps into rules behind one character: llama.cpp makes 500,000 in a second.
+MAX_WORK = 50_000
+#: Characters of an answer for which the places are tried out: where they grow without end, they
+#: double every character or two.
+TRIED = 32
+#: Steps into rules for all that is tried: some tenths of a second.
+MAX_TRIED = 200_000
 
 #: where a sequence goes on: (rule, alternative, element)
 Place = tuple[int, int, int]
 
 
+@lru_cache(maxsize=16)  # a standing question brings the same one every time
 def check_grammar(text: str) -> None:
     """
     Check that llama.cpp can follow a grammar in bounded time and memory.
@@ -73,21 +81,22 @@ def _check_recursion(begins: list[list[int]], names: list[str]) -> None:
     """Refuse rules that begin with themselves, behind something that may be empty, too."""
     done: set[int] = set()
     for first in range(len(begins)):
-        path: list[int] = []
+        path: set[int] = set()
         waiting = [(first, False)]
         while waiting:
             number, leave = waiting.pop()
             if leave:
-                done.add(path.pop())
+                path.discard(number)
+                done.add(number)
                 continue
             if number in done:
                 continue
-            if number in path[-1:] or number in set(path):
+            if number in path:
                 raise wrong(
                     f'the rule {names[number][:40]} begins with itself (left recursion), or '
                     'repeats what may be empty'
                 )
-            path.append(number)
+            path.add(number)
             waiting.append((number, True))
             waiting += [(following, False) for following in set(begins[number]) - done]
 
@@ -120,69 +129,100 @@ def _check_places(rules: list[Rule], root: int) -> None:
     places = _Places(rules)
     stacks = places.first(root)
     for _ in range(TRIED):
-        following = [places.after(stacks, code) for code in places.codes(stacks)]
-        stacks = max(following, key=len, default=set())
+        following = []
+        for code in places.codes(stacks):
+            if places.work > MAX_TRIED:
+                return
+            following.append(places.after(stacks, code))
+        stacks = max(following, key=len)
         if not stacks:
             return
 
 
+#: places of a sequence within the rules that lead to it, the innermost last
+_Stack = tuple[Place, ...]
+
+
 class _Places:
-    """Where in a grammar an answer may be: stacks of places, the innermost last."""
+    """
+    Where in a grammar an answer may be.
+
+    ``work`` counts the steps into rules.
+    """
 
     def __init__(self, rules: list[Rule]):
         self._rules = rules
+        self.work = 0
 
-    def first(self, root: int) -> set[tuple[Place, ...]]:
-        return self._opened([((root, i, 0),) for i in range(len(self._rules[root]))])
+    def first(self, root: int) -> set[_Stack]:
+        found: set[_Stack] = set()
+        for i in range(len(self._rules[root])):
+            self._open(self._pushed((), (root, i, 0)), found)
+        return found
 
-    def codes(self, stacks: set[tuple[Place, ...]]) -> list[int]:
-        """Give code points that between them tell all characters apart; a few of them."""
-        codes = {ord('a')}
+    def codes(self, stacks: set[_Stack]) -> list[int]:
+        """Give some of the characters that may come next; those that most allow first."""
+        counts: dict[int, int] = {}
         for stack in stacks:
             element = self._element(stack[-1]) if stack else None
             if isinstance(element, tuple):
-                for low, high in element[1][:4]:
-                    codes |= {low, high}
-        return sorted(codes)[:8]
+                for code in {ord('a'), *(code for pair in element[1][:4] for code in pair)}:
+                    if _fits(element, code):
+                        counts[code] = counts.get(code, 0) + 1
+        return sorted(counts, key=lambda code: -counts[code])[:6] or [ord('a')]
 
-    def after(self, stacks: set[tuple[Place, ...]], code: int) -> set[tuple[Place, ...]]:
+    def after(self, stacks: set[_Stack], code: int) -> set[_Stack]:
         """Give the stacks behind a character."""
-        fitting = [stack for stack in stacks if stack and self._fits(stack[-1], code)]
-        return self._opened([self._beyond(stack) for stack in fitting])
+        found: set[_Stack] = set()
+        before = self.work
+        for stack in stacks:
+            if stack and _fits(self._element(stack[-1]), code):
+                self._open(self._beyond(stack), found)
+            if self.work - before > MAX_WORK:
+                raise _too_many()
+        return found
 
     def _element(self, place: Place) -> Element:
         return self._rules[place[0]][place[1]][place[2]]
 
-    def _fits(self, place: Place, code: int) -> bool:
-        element = self._element(place)
-        if not isinstance(element, tuple):
-            return element is None
-        return any(low <= code <= high for low, high in element[1]) != element[0]
+    def _pushed(self, stack: _Stack, place: Place) -> _Stack:
+        """Put a place on a stack, if anything follows there."""
+        rule, alternative, at = place
+        return (*stack, place) if at < len(self._rules[rule][alternative]) else stack
 
-    def _beyond(self, stack: tuple[Place, ...]) -> tuple[Place, ...]:
+    def _beyond(self, stack: _Stack) -> _Stack:
         rule, alternative, at = stack[-1]
-        return (*stack[:-1], (rule, alternative, at + 1))
+        return self._pushed(stack[:-1], (rule, alternative, at + 1))
 
-    def _opened(self, waiting: list[tuple[Place, ...]]) -> set[tuple[Place, ...]]:
+    def _open(self, stack: _Stack, found: set[_Stack]) -> None:
         """Go into rules until each stack ends at a character, or is empty."""
-        seen: set[tuple[Place, ...]] = set()
-        found: set[tuple[Place, ...]] = set()
+        waiting, seen = [stack], set[_Stack]()
         while waiting:
             stack = waiting.pop()
-            while stack and stack[-1][2] == len(self._rules[stack[-1][0]][stack[-1][1]]):
-                stack = stack[:-1]
             if stack in seen:
                 continue
             seen.add(stack)
+            self.work += 1
             element = self._element(stack[-1]) if stack else None
             if not isinstance(element, int):
                 found.add(stack)
             else:
                 outer = self._beyond(stack)
-                waiting += [(*outer, (element, i, 0)) for i in range(len(self._rules[element]))]
-            if len(seen) > 4 * MAX_PLACES or len(found) > MAX_PLACES:
-                raise wrong(
-                    f'an answer may be at more than {MAX_PLACES} places of it at once: say the '
-                    'same with fewer alternatives that begin alike'
-                )
-        return found
+                waiting += [
+                    self._pushed(outer, (element, i, 0)) for i in range(len(self._rules[element]))
+                ]
+            if len(seen) > MAX_WORK or len(found) > MAX_PLACES:
+                raise _too_many()
+
+
+def _fits(element: Element, code: int) -> bool:
+    if not isinstance(element, tuple):
+        return element is None
+    return any(low <= code <= high for low, high in element[1]) != element[0]
+
+
+def _too_many() -> GrammarError:
+    return wrong(
+        f'an answer may be at more than {MAX_PLACES} places of it at once, or is in reach of too '
+        'many: say the same with fewer alternatives and options that begin alike'
+    )

@@ -31,9 +31,7 @@ class Grammar:
         check_grammar(text)
         self._on_close = ExitStack()
         last_errors.clear()
-        self._sampler = lib.llama_sampler_init_grammar(
-            model.vocab, text.encode('utf-8', 'replace'), b'root'
-        )
+        self._sampler = lib.llama_sampler_init_grammar(model.vocab, text.encode(), b'root')
         if not self._sampler:
             why = '; '.join(last_errors) or 'expected GBNF with a rule named root'
             raise GrammarError(f'llama.cpp cannot read the grammar: {why[:300]}')

@@ -98,6 +98,8 @@ class Sequence:
         self.prompt, self.ids, self._sampler = prompt, list(prompt.ids), sampler
         self._detokenizer = Detokenizer(self.request.stop, thinking)
         self._ready = perf_counter()
+        if not self.ids:
+            self.finish('stop')
 
     def begin(self, slot: Slot) -> None:
         """Use a slot, which holds the first of the ids."""

@@ -74,8 +74,9 @@ class Sampler:
 
     :param logit_bias: token id -> what is added to its logit
     :param logprobs: likeliest tokens to report for each token; 0: none are reported
-    :param thinking: the answer starts within the model's reasoning; what it has to follow is
-        followed from the end of that, ``</think>``, on
+    :param thinking: the answer starts within the model's reasoning. What it has to follow is
+        followed behind ``</think>``, which ends it at once, or, where reasoning was asked for,
+        after half of the tokens of the answer at the latest
     :raises GrammarError: a schema, an expression or a grammar cannot be followed, or a token of
         ``logit_bias`` does not exist
     """
@@ -101,13 +102,19 @@ class Sampler:
         except BaseException:
             self.close()
             raise
+        ends = [i for i in range(self._model.n_vocab) if self._model.is_end(i)] if thinking else []
+        self._ends = np.array(ends, np.int64)
         self._constraint = follows if isinstance(follows, Constraint) else None
         self._grammar = follows if isinstance(follows, Grammar) else None
         if self._grammar is not None:
             self._on_close.callback(self._grammar.close)
-        self._thought: bytes | None = b'' if thinking and follows is not None else None
-        if self._thought is None and self._constraint is not None:
-            self._waiting = self._constraint.forced()
+        #: what the reasoning ends with so far, while it lasts, and how many tokens it may have
+        self._thought: bytes | None = b''
+        self._thoughts_left = config.n_predict // 2 if config.thinking else 0
+        if not thinking or follows is None:
+            self._end_thought()
+        elif not self._thoughts_left:
+            self._end_thought(close=True)
         self._fill_chain(config, biases)
 
     def _fill_chain(self, config: Config, biases: dict[int, float]) -> None:
@@ -159,6 +166,7 @@ class Sampler:
             token = self._waiting.pop(0)
             lib.llama_sampler_accept(self._chain, token)
         elif self._thought is not None:
+            logits[self._ends] = -np.inf  # what was asked for is still to come
             token = self._choose(entry)
             self._think(token)
         elif self._grammar is not None:
@@ -183,9 +191,7 @@ class Sampler:
 
         :raises GrammarError: the constraint is too much work
         """
-        if self._constraint is None or self._thought is not None:
-            return []
-        if not self._constraint.ended:
+        if self._thought is None and self._constraint is not None and not self._constraint.ended:
             self._waiting += self._constraint.forced()
         if self._logprobs:
             return []
@@ -211,15 +217,32 @@ class Sampler:
         return token
 
     def _think(self, token: int) -> None:
-        """Note a token of the model's reasoning; behind its end the constraint begins."""
+        """Note a token of the model's reasoning, and whether it is the last one."""
         assert self._thought is not None
         text = self._model.piece(token)
         if not text:  # a control token
             texts = (t for t, i in self._model.controls.items() if i == token)
             text = next(texts, '').encode()
-        self._thought = (self._thought + text)[-len(THINK_CLOSE) - len(text) :]
+        self._thought = self._thought[-len(THINK_CLOSE) :] + text
+        self._thoughts_left -= 1
         if THINK_CLOSE in self._thought:
-            self._thought = None
+            self._end_thought()
+        elif not self._thoughts_left:
+            self._end_thought(close=True)
+
+    def _end_thought(self, close: bool = False) -> None:
+        """Begin what is to be followed; close the reasoning first, as Qwen's models do it."""
+        self._thought = None
+        if close:
+            mark = self._model.controls.get(THINK_CLOSE.decode())
+            self._waiting += self._model.tokenize('\n')
+            if mark is not None and self._model.piece(mark):
+                self._waiting.append(mark)
+            else:
+                self._waiting += self._model.tokenize(THINK_CLOSE.decode())
+            self._waiting += self._model.tokenize('\n\n')
+        if self._constraint is not None:
+            self._waiting += self._constraint.forced()
 
     def _report(self, logits: npt.NDArray[np.float32], token: int) -> None:
         """Note the log probability of a token, and of the likeliest ones in its place."""

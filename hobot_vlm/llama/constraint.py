@@ -177,20 +177,20 @@ class _Vocabulary:
         raise GrammarError(f'{kind} cannot be followed: {reason}')
 
 
-#: what llguidance says, and the keyword that it means
-_MEANT = {
-    'schema is false': 'false',
-    'Resource ': '$ref',
-    'Unknown format': 'format',
-    'patternProperty': 'patternProperties',
-    'incompatible types': 'type',
-    'float range': 'minimum, maximum',
-    'NoExtensionBias': '$ref',
-    'Too many items': '$ref',
-    'Current row': 'properties',
-    'regex': 'pattern',
-    'look': 'pattern',
-}
+#: what llguidance says, and the keywords that it means
+_MEANT = (
+    ('schema is false', 'false'),
+    ('Resource ', '$ref'),
+    ('Unknown format', 'format'),
+    ('patternProperty', 'patternProperties'),
+    ('incompatible types', 'type'),
+    ('float range', 'minimum, maximum'),
+    ('NoExtensionBias', '$ref'),
+    ('Too many items', '$ref'),
+    ('Current row', 'properties'),
+    ('regex', 'pattern'),
+    ('look', 'pattern'),
+)
 
 
 def _reason(error: str, of_schema: Sequence[str]) -> str:
@@ -202,10 +202,13 @@ def _reason(error: str, of_schema: Sequence[str]) -> str:
     lines = [line.strip() for line in error.split('\n')]
     line = next((line for line in lines if line.startswith('error: ')), lines[0])
     line = line.removeprefix('error: ')[:300]
+    if line == 'NoExtensionBias':
+        line = 'it allows no answer at all'
     if not of_schema or any(keyword in re.findall(r'[$\w]+', line) for keyword in of_schema):
         return line
-    meant = next((keyword for words, keyword in _MEANT.items() if words in error), '')
-    return f'{meant or ", ".join(of_schema[:8])}: {line}'
+    known = {*of_schema, 'false'}
+    meant = (words for said, words in _MEANT if said in error and known & set(words.split(', ')))
+    return f'{next(meant, ", ".join(of_schema[:8]))}: {line}'
 
 
 class _Tokens:

@@ -64,60 +64,71 @@ def _may_be_empty(rules: list[Rule]) -> list[bool]:
     return empty
 
 
-def _begins(rule: Rule, empty: list[bool]) -> list[int]:
-    """Give the rules that may stand first in a rule, as often as they may."""
-    found: list[int] = []
+def _begins(rule: Rule, empty: list[bool]) -> list[tuple[int, bool]]:
+    """Give the rules that may stand first in a rule, and whether more follows, one by one."""
+    found: list[tuple[int, bool]] = []
     for alternative in rule:
-        for element in alternative:
+        for i, element in enumerate(alternative):
             if not isinstance(element, int):
                 break
-            found.append(element)
+            found.append((element, i + 1 < len(alternative)))
             if not empty[element]:
                 break
     return found
 
 
-def _check_recursion(begins: list[list[int]], names: list[str]) -> None:
-    """Refuse rules that begin with themselves, behind something that may be empty, too."""
-    done: set[int] = set()
-    for first in range(len(begins)):
-        path: set[int] = set()
+def _in_order(edges: list[set[int]]) -> list[int]:
+    """Give the numbers of all rules, each behind those that it leads to, but for circles."""
+    order: list[int] = []
+    seen: set[int] = set()
+    for first in range(len(edges)):
         waiting = [(first, False)]
         while waiting:
-            number, leave = waiting.pop()
-            if leave:
-                path.discard(number)
-                done.add(number)
-                continue
-            if number in done:
-                continue
-            if number in path:
-                raise wrong(
-                    f'the rule {names[number][:40]} begins with itself (left recursion), or '
-                    'repeats what may be empty'
-                )
-            path.add(number)
-            waiting.append((number, True))
-            waiting += [(following, False) for following in set(begins[number]) - done]
+            number, done = waiting.pop()
+            if done:
+                order.append(number)
+            elif number not in seen:
+                seen.add(number)
+                waiting.append((number, True))
+                waiting += [(following, False) for following in edges[number] - seen]
+    return order
 
 
-def _check_ways(begins: list[list[int]], names: list[str]) -> None:
-    """Refuse rules with too many ways to begin; none begins with itself."""
-    ways: dict[int, int] = {}
-    for first in range(len(begins)):
+def _check_recursion(begins: list[list[tuple[int, bool]]], names: list[str]) -> None:
+    """
+    Refuse rules that begin with themselves where more follows.
+
+    Each turn of such a circle puts what follows on llama.cpp's stack. Where nothing follows, as
+    in a repetition of what may be empty, it comes back to where it was, and sees that.
+    """
+    edges = [{following for following, _ in rule} for rule in begins]
+    back: list[set[int]] = [set() for _ in edges]
+    for number, following in enumerate(edges):
+        for one in following:
+            back[one].add(number)
+    circle = [-1] * len(edges)  # rules of one circle have one number (Kosaraju's algorithm)
+    for first in reversed(_in_order(edges)):
         waiting = [first]
         while waiting:
-            number = waiting[-1]
-            unknown = [following for following in begins[number] if following not in ways]
-            if unknown:
-                waiting += set(unknown)
-                continue
-            waiting.pop()
-            ways[number] = 1 + sum(ways[following] for following in begins[number])
-            if ways[number] > MAX_WAYS:
-                raise wrong(
-                    f'the rule {names[number][:40]} can begin in more than {MAX_WAYS} ways'
-                )
+            number = waiting.pop()
+            if circle[number] < 0:
+                circle[number] = first
+                waiting += back[number]
+    for number, rule in enumerate(begins):
+        if any(more and circle[one] == circle[number] for one, more in rule):
+            raise wrong(
+                f'the rule {names[number][:40]} begins with itself (left recursion): let it end '
+                'with itself, or say it with * or +'
+            )
+
+
+def _check_ways(begins: list[list[tuple[int, bool]]], names: list[str]) -> None:
+    """Refuse rules with too many ways to begin."""
+    ways: dict[int, int] = {}
+    for number in _in_order([{following for following, _ in rule} for rule in begins]):
+        ways[number] = 1 + sum(ways.get(following, 1) for following, _ in begins[number])
+        if ways[number] > MAX_WAYS:
+            raise wrong(f'the rule {names[number][:40]} can begin in more than {MAX_WAYS} ways')
 
 
 def _check_places(rules: list[Rule], root: int) -> None:

@@ -58,6 +58,7 @@ _BY_NAME = ('properties', 'patternProperties')
 _LISTS = ('allOf', 'anyOf', 'oneOf', 'prefixItems')
 _ALONE = ('items', 'additionalProperties')
 
+_STANDARD = re.compile('https?://json-schema.org/')
 _BRACKET_OR_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
@@ -151,6 +152,8 @@ def _check_keyword(schema: dict[str, Any], keyword: str) -> None:
         del schema[keyword]
     elif keyword in _KNOWN:
         _refuse(keyword, 'it is not supported: leave it out, or say it in another way')
+    elif keyword == '$schema' and not _STANDARD.match(str(value)):
+        _refuse(keyword, 'expected one of json-schema.org, or none')
     elif keyword not in _FOLLOWED and keyword not in _REMARKS:
         near = difflib.get_close_matches(keyword, _FOLLOWED, 1)
         hint = f'; did you mean {near[0]}?' if near else ''

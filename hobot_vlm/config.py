@@ -106,7 +106,10 @@ class Config:
         '', 'GBNF grammar that every answer follows: text, or the path of a file', live=True
     )
     json_schema: str = option(
-        '', 'JSON schema that every answer follows: text, or the path of a file', live=True
+        '',
+        'JSON schema that every answer follows: text, the path of a file or, in Python, a dict or '
+        'pydantic class',
+        live=True,
     )
     regex: str = option(
         '',

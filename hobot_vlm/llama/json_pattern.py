@@ -2,8 +2,8 @@
 Regular expressions of JSON schemas, from the notation of the standard to llguidance's.
 
 The standard means those of ECMAScript, llguidance reads those of Rust. They differ within
-brackets; and llguidance lets quotes and backslashes through where brackets allow every control character
-but not them, which is why none may allow all 32: the zero character is left out everywhere.
+brackets; and llguidance lets quotes and backslashes through where brackets allow every control
+character but not them, which is why none may allow all 32: the zero character is left out.
 Knows nothing of schemas.
 """
 

@@ -79,6 +79,7 @@ def checked_schema(text: str) -> str:
             'object, as in {"type": "object"}'
         )
     _check(schema)
+    _close(schema)
     return json.dumps(schema)
 
 
@@ -142,6 +143,52 @@ def _check(root: dict[str, Any]) -> None:
                     waiting += schema[keyword].values()
                 if isinstance(root.get(keyword), dict):
                     waiting += root[keyword].values()
+
+
+#: schemas whose keywords are followed together with those of what they hold
+_COMBINE = ('properties', 'allOf', 'anyOf', 'oneOf', '$ref')
+
+
+def _close(root: dict[str, Any]) -> None:
+    """
+    Allow objects no names but those that ``properties`` lists, where nothing else speaks of names.
+
+    A model that may make up names goes on making them up. Such answers follow the schema, too, and
+    what follows the last name is known then.
+    """
+    alone: dict[int, bool] = {}  # by the id of a schema, whether it is combined with no other
+    schemas: list[dict[str, Any]] = []
+    waiting: list[tuple[Any, bool]] = [(root, True)]
+    while waiting:
+        schema, single = waiting.pop()
+        if not isinstance(schema, dict) or alone.get(id(schema), True) is False:
+            continue
+        single = single and sum(keyword in schema for keyword in _COMBINE) < 2
+        if alone.get(id(schema)) is single:
+            continue
+        alone[id(schema)] = single
+        schemas.append(schema)
+        for keyword in _BY_NAME:
+            if isinstance(schema.get(keyword), dict):
+                waiting += [(part, True) for part in schema[keyword].values()]
+        for keyword in _LISTS:
+            if isinstance(schema.get(keyword), list):
+                within = keyword == 'prefixItems' or (single and keyword != 'allOf')
+                waiting += [(part, within) for part in schema[keyword]]
+        waiting += [(schema[keyword], True) for keyword in _ALONE if keyword in schema]
+        ref = schema.get('$ref')
+        if isinstance(ref, str) and ref.startswith('#'):
+            waiting.append((_target(root, ref) if ref.startswith('#/') else root, single))
+    for schema in schemas:
+        names, required = schema.get('properties'), schema.get('required', ())
+        if (
+            alone[id(schema)]
+            and isinstance(names, dict)
+            and not {'additionalProperties', 'patternProperties'} & set(schema)
+            and isinstance(required, list | tuple)
+            and all(isinstance(name, str) and name in names for name in required)
+        ):
+            schema['additionalProperties'] = False
 
 
 def _check_keyword(schema: dict[str, Any], keyword: str) -> None:

@@ -90,6 +90,10 @@ def test_a_constant_is_that_very_value(name, value):
         ({'type': 'array', 'items': {'type': 'null'}, 'uniqueItems': False}, [None, None], [1]),
         ({'x-guidance': {'lenient': True}, 'type': 'null'}, None, 1),
         ({'description': 'a colour', 'title': 't', 'enum': ['red']}, 'red', 'blue'),
+        ({'properties': {'a': {}}, 'required': ['a']}, {'a': 1}, {'a': 1, 'b': 1}),
+        ({'items': {'properties': {'a': {}}}}, [{'a': 1}], [{'b': 1}]),
+        ({'properties': {'a': {}}, 'additionalProperties': True}, {'a': 1, 'b': 1}, ...),
+        ({'properties': {'a': {}}, 'allOf': [{'properties': {'b': {}}}]}, {'a': 1, 'b': 1}, ...),
         (True, 5, ...),
     ],
 )

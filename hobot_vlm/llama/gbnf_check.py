@@ -16,9 +16,9 @@ from ..errors import GrammarError
 MAX_WAYS = 20_000
 #: Places of a grammar where an answer may be at once. Each one compares every token of the
 #: vocabulary: a thousand of them and 150,000 tokens make half a second.
-MAX_PLACES = 2_000
+MAX_PLACES = 1_000
 #: Steps into rules behind one character: llama.cpp makes 500,000 in a second.
-MAX_WORK = 50_000
+MAX_WORK = 20_000
 #: Characters of an answer for which the places are tried out: where they grow without end, they
 #: double every character or two.
 TRIED = 32

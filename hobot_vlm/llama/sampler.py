@@ -30,7 +30,7 @@ PENALTY_WINDOW = 64
 #: Largest bias of a token. Logits lie within some hundreds, so that this decides in every model,
 #: and added to one it is still exact enough in float32; infinity would leave nothing to choose.
 MAX_BIAS = 1e6
-THINK_CLOSE = b'</think>'
+THINK_OPEN, THINK_CLOSE = '<think>', '</think>'
 
 
 def _bias(model: Model, logit_bias: Mapping[int, float] | None) -> dict[int, float]:
@@ -74,9 +74,9 @@ class Sampler:
 
     :param logit_bias: token id -> what is added to its logit
     :param logprobs: likeliest tokens to report for each token; 0: none are reported
-    :param thinking: the answer starts within the model's reasoning. What it has to follow is
-        followed behind ``</think>``, which ends it at once, or, where reasoning was asked for,
-        after half of the tokens of the answer at the latest
+    :param thinking: the prompt ends within the model's reasoning. What the answer has to follow
+        is followed behind it: it is closed at once or, with ``config.thinking``, after half of
+        the tokens of the answer at the latest
     :raises GrammarError: a schema, an expression or a grammar cannot be followed, or a token of
         ``logit_bias`` does not exist
     """
@@ -102,8 +102,6 @@ class Sampler:
         except BaseException:
             self.close()
             raise
-        ends = [i for i in range(self._model.n_vocab) if self._model.is_end(i)] if thinking else []
-        self._ends = np.array(ends, np.int64)
         self._constraint = follows if isinstance(follows, Constraint) else None
         self._grammar = follows if isinstance(follows, Grammar) else None
         if self._grammar is not None:
@@ -111,11 +109,18 @@ class Sampler:
         #: what the reasoning ends with so far, while it lasts, and how many tokens it may have
         self._thought: bytes | None = b''
         self._thoughts_left = config.n_predict // 2 if config.thinking else 0
-        if not thinking or follows is None:
+        if follows is None or not (thinking or config.thinking):
             self._end_thought()
-        elif not self._thoughts_left:
+        elif not thinking:
+            self._waiting = [*self._mark(THINK_OPEN), *self._model.tokenize('\n')]
+        elif self._thoughts_left <= 0:
             self._end_thought(close=True)
+        #: what must not end the reasoning; looked up where there is any
+        self._ends = self._end_tokens() if self._thought is not None else []
         self._fill_chain(config, biases)
+
+    def _end_tokens(self) -> list[int]:
+        return [token for token in range(self._model.n_vocab) if self._model.is_end(token)]
 
     def _fill_chain(self, config: Config, biases: dict[int, float]) -> None:
         n_vocab = self._model.n_vocab
@@ -225,24 +230,26 @@ class Sampler:
             text = next(texts, '').encode()
         self._thought = self._thought[-len(THINK_CLOSE) :] + text
         self._thoughts_left -= 1
-        if THINK_CLOSE in self._thought:
+        if THINK_CLOSE.encode() in self._thought:
             self._end_thought()
-        elif not self._thoughts_left:
+        elif self._thoughts_left <= 0:
             self._end_thought(close=True)
 
     def _end_thought(self, close: bool = False) -> None:
         """Begin what is to be followed; close the reasoning first, as Qwen's models do it."""
         self._thought = None
         if close:
-            mark = self._model.controls.get(THINK_CLOSE.decode())
-            self._waiting += self._model.tokenize('\n')
-            if mark is not None and self._model.piece(mark):
-                self._waiting.append(mark)
-            else:
-                self._waiting += self._model.tokenize(THINK_CLOSE.decode())
+            self._waiting += [*self._model.tokenize('\n'), *self._mark(THINK_CLOSE)]
             self._waiting += self._model.tokenize('\n\n')
         if self._constraint is not None:
             self._waiting += self._constraint.forced()
+
+    def _mark(self, text: str) -> list[int]:
+        """Give a mark of reasoning: the token of that name where its text is heard, else text."""
+        token = self._model.controls.get(text)
+        if token is not None and self._model.piece(token):
+            return [token]
+        return self._model.tokenize(text)
 
     def _report(self, logits: npt.NDArray[np.float32], token: int) -> None:
         """Note the log probability of a token, and of the likeliest ones in its place."""

@@ -172,6 +172,14 @@ def test_reasoning_that_was_asked_for_leaves_room_for_the_answer(decoder, rule):
     assert answer.strip() in ('17', '"x"')
 
 
+@pytest.mark.parametrize('rule', RULES)
+def test_reasoning_that_the_model_opens_itself_is_opened_for_it(plain, rule):
+    tokens, _ = plain.answer(thinking=True, n_predict=60, **rule)
+    thought, _, answer = plain.text(tokens).partition('</think>')
+    assert thought.startswith('<think>\n') and len(plain.model.tokenize(thought)) >= 20
+    assert answer.strip() in ('17', '"x"')
+
+
 def test_reasoning_that_ends_by_itself_is_followed_by_the_answer(plain):
     """The model is made to say </think> by a bias, one byte-level token after the other."""
     plain.answer(n=1)

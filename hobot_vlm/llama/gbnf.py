@@ -39,8 +39,9 @@ _ENDLESS = 2000
 
 
 def wrong(message: str, at: int | None = None) -> GrammarError:
-    where = '' if at is None else f' at character {at + 1}'
-    return GrammarError(f'grammar cannot be used{where}: {message}')
+    """Make the error of a grammar; ``at`` is the character where it is no GBNF."""
+    what = 'cannot be used' if at is None else f'is no GBNF at character {at + 1}'
+    return GrammarError(f'grammar {what}: {message}')
 
 
 @dataclass

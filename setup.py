@@ -58,6 +58,7 @@ setup(
         'test': [
             'gguf',
             'hypothesis',
+            'jsonschema',
             'mypy',
             'onnx',
             'pydantic',  # a schema may be one of its classes

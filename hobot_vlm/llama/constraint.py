@@ -29,6 +29,9 @@ SEPARATORS: Any = {'whitespace_flexible': False, 'item_separator': ', ', 'key_se
 #: Characters of a regular expression. llguidance builds one of this size in less than a second.
 MAX_REGEX = 10_000
 
+#: Characters that the model's tokenizer gets at once: it ends the process at some 27,000.
+MAX_AT_ONCE = 2_000
+
 #: Constraints that are kept ready, so that a standing question is compiled once
 KEPT = 16
 
@@ -232,19 +235,23 @@ class _Tokens:
         """
         Give the tokens of a text that stands somewhere in an answer.
 
-        Where the model's tokenizer changes the text, it is one byte-like token per character.
+        A long one is cut: some pre-tokenizers of llama.cpp read a run of equal characters by
+        recursion. Where the model's tokenizer changes a text, it gets the longest token that fits
+        at each place.
         """
+        whole = text if isinstance(text, str) else text.decode('utf-8', 'replace')
+        cuts = range(0, len(whole), MAX_AT_ONCE)
+        return [token for at in cuts for token in self._part(whole[at : at + MAX_AT_ONCE])]
+
+    def _part(self, text: str) -> list[int]:
         model = self._model()
         assert model is not None
-        whole = text if isinstance(text, str) else text.decode('utf-8', 'replace')
-        wanted = whole.encode('utf-8', 'replace')
-        tokens = model.tokenize(self._in_front + whole)
+        wanted = text.encode('utf-8', 'replace')
+        tokens = model.tokenize(self._in_front + text)
         if self._in_front:
             front = next((i for i, t in enumerate(tokens) if self.tokens[t] == b'\n'), None)
             tokens = [] if front is None else tokens[front + 1 :]
-        if self._bytes(tokens) == wanted:
-            return tokens
-        return self._greedy(wanted)
+        return tokens if self._bytes(tokens) == wanted else self._greedy(wanted)
 
     def _bytes(self, tokens: Sequence[int]) -> bytes:
         return b''.join(self.tokens[token] for token in tokens)

@@ -330,6 +330,12 @@ def test_forced_tokens_are_those_of_a_sentencepiece_model(sentencepiece):
     assert b' dog' in pieces and b'name' in pieces and b'colour' in pieces
 
 
+def test_a_long_constant_is_tokenised_in_parts(model):
+    text = 'x' * 60_000 + ' the dog' * 1000
+    tokens = open_constraint(model, json_schema=json.dumps({'const': text})).forced()
+    assert b''.join(map(model.piece, tokens)).decode() == json.dumps(text)
+
+
 def test_control_tokens_never_stand_in_an_answer():
     model = Model(MODELS / 'internvl' / 'decoder.gguf')
     named = {token for text, token in model.controls.items() if text in model.marks}

@@ -56,7 +56,9 @@ class EmbeddingTable:
         self._rows = np.memmap(path, np.uint8, 'r', info.offset, (n_vocab, info.size // n_vocab))
         self._to_float = None if info.kind == F32 else _to_float(info.kind, path)
 
-    def look_up(self, tokens: Sequence[int] | npt.NDArray[np.int32], out: npt.NDArray[np.float32]) -> None:
+    def look_up(
+        self, tokens: Sequence[int] | npt.NDArray[np.int32], out: npt.NDArray[np.float32]
+    ) -> None:
         """
         Write the embeddings of tokens.
 

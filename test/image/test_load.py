@@ -148,7 +148,7 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(width, height):
         ('no/such.png', "picture 'no/such.png': there is no such file; give"),
         ('/', "picture '/' is no file; give the path"),
         ('/dev/zero', 'is no file'),
-        ('x' * 70000, 'picture .xxx.*x.\.\.\.: there is no such file; give'),
+        ('x' * 70000, r'picture .xxx.*x.\.\.\.: there is no such file; give'),
         ('data:image/png;base64,' + '!' * 70000, 'data: URL of 70022 characters: .* no base64'),
         ('data:image/png;base64' + 'A' * 70000, 'data: URL of 70021 characters: .* no comma'),
         ('data:,' + 'hello' * 9999, 'data: URL of 50001 characters is not a picture'),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from hobot_vlm.families import family
 from hobot_vlm.families.smolvlm import in_words
-from hobot_vlm.values import Control, ImageEmbedding, Picture, Text
-import numpy as np
+from hobot_vlm.values import Control, ImageEmbedding, Text, Tile, TileSpan
 import pytest
 
 FRAME = '<fake_token_around_image><global-img>E0<fake_token_around_image>'
 
 
 def embedding(tiles=1, rows=0, columns=0):
-    return ImageEmbedding(np.zeros((tiles, 2, 4), np.float32), rows, columns, True, b'', (9, 9))
+    made = tuple(Tile(b'%d' % i, 2) for i in range(tiles))
+    return ImageEmbedding(made, rows, columns, True, b'', (9, 9))
 
 
 def written(parts):
@@ -24,8 +24,8 @@ def written(parts):
             elif isinstance(span, Control):
                 text += span.token
             else:
-                assert isinstance(span, Picture)
-                text += f'E{span.tile}'
+                assert isinstance(span, TileSpan)
+                text += f'E{span.index}'
     return text
 
 

@@ -12,7 +12,7 @@ import math
 
 from . import Family
 from ..image.resize import cut, LANCZOS, place, resize
-from ..values import Control, ImageEmbedding, ImageTiles, Part, Picture, Pixels, Span, Text
+from ..values import Control, ImageEmbedding, ImageTiles, Part, Pixels, Span, Text, TileSpan
 
 #: The longest edge is brought to this many tiles.
 TILES_PER_EDGE = 4
@@ -56,12 +56,26 @@ class SmolVLM(Family):
     def knows(self, controls: Collection[str]) -> bool:
         return AROUND in controls and GLOBAL in controls
 
-    def show(
-        self, pictures: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
+    def spans(self, image: ImageEmbedding, controls: Collection[str]) -> list[Span]:
+        spans: list[Span] = []
+        for row in range(image.rows):
+            for column in range(image.columns):
+                spans += [
+                    Control(AROUND),
+                    Control(f'<row_{row + 1}_col_{column + 1}>'),
+                    TileSpan(image, row * image.columns + column),
+                ]
+            spans.append(Text('\n'))
+        if image.rows:
+            spans.append(Text('\n'))
+        return [*spans, *self._global(image)]
+
+    def parts(
+        self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
     ) -> list[Part]:
         parts: list[Part] = []
-        for i, picture in enumerate(pictures):
-            spans = self._spans(picture)
+        for i, image in enumerate(images):
+            spans = self.spans(image, controls)
             parts += [f'{labels[i]}: ', spans, '\n'] if labels else [spans]
         return parts
 
@@ -84,26 +98,10 @@ class SmolVLM(Family):
         return [*parts, VIDEO_OUTRO]
 
     @staticmethod
-    def _global(picture: ImageEmbedding) -> list[Span]:
+    def _global(image: ImageEmbedding) -> list[Span]:
         """Write the global picture, which is the last tile."""
-        last = len(picture.data) - 1
-        return [Control(AROUND), Control(GLOBAL), Picture(picture, last), Control(AROUND)]
-
-    @staticmethod
-    def _spans(picture: ImageEmbedding) -> list[Span]:
-        """Lay out one picture: tiles by row and column, then the global picture."""
-        spans: list[Span] = []
-        for row in range(picture.rows):
-            for column in range(picture.columns):
-                spans += [
-                    Control(AROUND),
-                    Control(f'<row_{row + 1}_col_{column + 1}>'),
-                    Picture(picture, row * picture.columns + column),
-                ]
-            spans.append(Text('\n'))
-        if picture.rows:
-            spans.append(Text('\n'))
-        return [*spans, *SmolVLM._global(picture)]
+        last = len(image.tiles) - 1
+        return [Control(AROUND), Control(GLOBAL), TileSpan(image, last), Control(AROUND)]
 
     def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         fit = fit or self.default_fit

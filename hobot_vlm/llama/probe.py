@@ -135,7 +135,7 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Keep a short text; several processes may do so at once. Where it cannot be kept, so be it."""
+    """Keep a short text; several processes may do so at once, and it may fail unheard."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent)
@@ -153,27 +153,9 @@ def _run_child(paths: dict[str, Path], options: Sequence[str]) -> bool:
     """Say whether a child got through; no, where it ended with an error that loading repeats."""
     size = sum(file.stat().st_size for path in paths.values() for file in parts(path))
     seconds = SECONDS + size / BYTES_PER_SECOND
-    command = [sys.executable, '-m', __spec__.name, *options]
-    command += [word for role, path in paths.items() for word in (f'--{role}', str(path))]
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {
-        **os.environ,
-        'PYTHONPATH': os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH')))),
-        'GGML_NO_BACKTRACE': '1',  # it would start a debugger
-        'PYTHONFAULTHANDLER': '',
-    }
+    arguments = [*options, *(f'--{role}={path}' for role, path in paths.items())]
     try:
-        result = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment,
-            timeout=seconds,
-        )
-        status, words = result.returncode, result.stderr
-    except subprocess.TimeoutExpired as exc:
-        status, words = None, exc.stderr or b''
+        status, words = run_apart(arguments, seconds)
     except OSError as exc:
         logger.warning('cannot start a process that tries the model files: %s', exc)
         return False
@@ -191,6 +173,33 @@ def _run_child(paths: dict[str, Path], options: Sequence[str]) -> bool:
         f'{what}{f", tried together with {beside}" if beside else ""}; llama.cpp last said: '
         f'{last or "nothing"}. Fetch the file again, or convert the model anew',
     )
+
+
+def run_apart(arguments: Sequence[str], seconds: float) -> tuple[int | None, bytes]:
+    """
+    Run ``main`` in a process of its own.
+
+    :return: how it ended, as ``subprocess`` says it, or None after that many seconds; and what it
+        wrote to stderr
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH')))),
+        'GGML_NO_BACKTRACE': '1',  # it would start a debugger
+    }
+    try:
+        result = subprocess.run(
+            [sys.executable, '-m', 'hobot_vlm.llama.probe', *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as exc:
+        return None, exc.stderr or b''
+    return result.returncode, result.stderr
 
 
 def _signal_name(number: int) -> str:
@@ -215,14 +224,14 @@ def _last_words(text: str) -> tuple[str, str]:
 # -- the child --------------------------------------------------------------------------------
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Load and run the files that are named; how it ends is the verdict."""
     parser = argparse.ArgumentParser()
     for name in ('n_gpu_layers', 'cache_type', 'flash_attention'):
         parser.add_argument(name)
     for role in ('decoder', 'lora', 'mmproj'):
         parser.add_argument(f'--{role}', type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     _be_first_to_go()
     _run(options)
 
@@ -252,7 +261,7 @@ def _begin(role: str) -> None:
 
 
 def _run_decoder(options: Any) -> None:
-    """Do once whatever an engine does with a decoder: every kind of call that may end the process."""
+    """Do once whatever an engine does with a decoder: each kind of call may end the process."""
     import ctypes
 
     from llama_cpp import llama_cpp as lib

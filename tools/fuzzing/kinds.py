@@ -186,7 +186,7 @@ class Mmprojs(Gguf):
 
 def run_apart(arguments, seconds):
     """Run the probe of model files in a fork, which is quicker than a new interpreter."""
-    from hobot_vlm.llama import probe
+    from hobot_vlm.llama import trial
 
     words = os.open(f'/tmp/fuzz-probe-{os.getpid()}', os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.unlink(f'/tmp/fuzz-probe-{os.getpid()}')
@@ -194,7 +194,7 @@ def run_apart(arguments, seconds):
     if not pid:
         os.dup2(words, 2)
         try:
-            probe.main(arguments)
+            trial.main(arguments)
             os._exit(0)
         except BaseException:
             os._exit(1)

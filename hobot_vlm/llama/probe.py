@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 
-from .trial import model_files, NO_MEMORY
+from .trial import model_files, NO_MEMORY, NOT_FINITE
 from ..errors import ModelFileError
 
 logger = logging.getLogger('hobot_vlm.llama')
@@ -176,6 +176,8 @@ def _try(paths: Mapping[str, Path], options: Sequence[str]) -> bool:
         what = f'loading and running it had not ended after {seconds:.0f} s'
     elif status == NO_MEMORY:
         what = 'running it takes more memory than its weights explain'
+    elif status == NOT_FINITE:
+        what = 'running it gives numbers that are not finite'
     elif status < 0:
         what = f'loading and running it ends the process ({_signal_name(-status)})'
     else:
@@ -233,4 +235,4 @@ def _last_words(text: str) -> tuple[str, str]:
             role = line[6:]
         elif not NOISE.match(line):
             last = line
-    return role, last[:300]
+    return role, re.sub(r'^/\S*/', '', last)[:300]  # where llama.cpp was compiled tells nothing

@@ -23,6 +23,8 @@ ONNX_MEMORY, ONNX_COPIES = 2 << 30, 4
 
 #: How the child says that this was too little, so that its parent does not try.
 NO_MEMORY = 3
+#: How it says that a decoder gives numbers that are none.
+NOT_FINITE = 4
 NO_MEMORY_WORDS = re.compile('bad_alloc|[Ff]ailed to allocate|[Oo]ut of memory|MemoryError')
 
 
@@ -79,6 +81,7 @@ def _run_decoder(
     import ctypes
 
     from llama_cpp import llama_cpp as lib
+    import numpy as np
 
     from .context import CACHE_TYPES, FLASH_ATTENTION
     from .model import Model
@@ -118,7 +121,10 @@ def _run_decoder(
         for i in range(count):
             batch.pos[i], batch.n_seq_id[i], batch.logits[i] = start + i, 1, i == count - 1
             batch.seq_id[i][0] = sequence
-        lib.llama_decode(context, batch)
+        if not lib.llama_decode(context, batch):
+            logits = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (model.n_vocab,))
+            if not np.isfinite(logits).all():
+                sys.exit(NOT_FINITE)
 
     for i, token in enumerate(tokens):
         batch.token[i] = token

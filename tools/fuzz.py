@@ -54,11 +54,15 @@ class Running:
 
 def main() -> int:
     """Run cases until the time is up; give 1 where one was bad."""
-    from fuzzing.kinds import KINDS
+    from fuzzing.engine_kinds import ENGINE_KINDS
+    from fuzzing.kinds import KINDS as FILE_KINDS
 
+    kinds_by_name = {**FILE_KINDS, **ENGINE_KINDS}
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[1])
     parser.add_argument('--seconds', type=float, default=600.0)
-    parser.add_argument('--kind', nargs='+', choices=sorted(KINDS), default=sorted(KINDS))
+    parser.add_argument(
+        '--kind', nargs='+', choices=sorted(kinds_by_name), default=sorted(kinds_by_name)
+    )
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1)
     parser.add_argument('--only', type=int, help='one case, with all it says')
@@ -66,7 +70,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix='hobot_vlm-fuzz-'))
     os.environ.update(XDG_CACHE_HOME=str(folder / 'cache'), GGML_NO_BACKTRACE='1')
     try:
-        kinds = {name: KINDS[name]() for name in options.kind}
+        kinds = {name: kinds_by_name[name]() for name in options.kind}
         for kind in kinds.values():
             kind.prepare(folder)
         if options.only is not None:

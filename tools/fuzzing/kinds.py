@@ -45,17 +45,24 @@ class Pictures(Kind):
         exif = Image.Exif()
         exif[0x0112] = 6
         made = [
-            ('PNG', picture, {'exif': exif}), ('PNG', picture.quantize(16), {'transparency': 3}),
+            ('PNG', picture, {'exif': exif}),
+            ('PNG', picture.quantize(16), {'transparency': 3}),
             ('PNG', Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), {}),
-            ('JPEG', picture, {'exif': exif}), ('JPEG', picture, {'progressive': True}),
-            ('JPEG', picture.convert('CMYK'), {}), ('GIF', picture.quantize(16), {}),
-            ('WEBP', picture, {'lossless': True}), ('WEBP', picture, {'exif': exif}),
-            ('BMP', picture, {}), ('PPM', picture, {}), ('TIFF', picture, {'exif': exif}),
+            ('JPEG', picture, {'exif': exif}),
+            ('JPEG', picture, {'progressive': True}),
+            ('JPEG', picture.convert('CMYK'), {}),
+            ('GIF', picture.quantize(16), {}),
+            ('WEBP', picture, {'lossless': True}),
+            ('WEBP', picture, {'exif': exif}),
+            ('BMP', picture, {}),
+            ('PPM', picture, {}),
+            ('TIFF', picture, {'exif': exif}),
             ('TIFF', picture, {'compression': 'tiff_lzw'}),
             ('TIFF', picture, {'compression': 'tiff_adobe_deflate'}),
             ('TIFF', Image.fromarray(pixels[..., 0] / np.float32(255)), {}),
-            ('JPEG2000', picture, {}), ('AVIF', picture, {}),
-        ]  # fmt: skip
+            ('JPEG2000', picture, {}),
+            ('AVIF', picture, {}),
+        ]
         self.files = []
         for kind, image, options in made:
             file = BytesIO()

@@ -191,6 +191,47 @@ class Mmprojs(Gguf):
         ask(str(DEMO / 'sample.png'), model_file_name=str(damaged), llm_model_name=str(decoder))
 
 
+class Loras(Gguf):
+    """Adapters of language models."""
+
+    role = 'lora'
+
+    def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
+        from hobot_vlm.llama import gguf
+
+        for model in ('internvl', 'smolvlm'):
+            path = folder / f'{model}.gguf'
+            write_adapter(MODELS / model / 'decoder.gguf', path)
+            start = min(tensor.offset for tensor in gguf.read_gguf(path).tensors.values())
+            self.files.append((MODELS / model, path.read_bytes(), start))
+
+    def ask(self, folder: Path, damaged: Path) -> None:
+        ask(llm_model_name=str(folder / 'decoder.gguf'), lora=str(damaged))
+
+
+def write_adapter(decoder: Path, path: Path) -> None:
+    """Write an adapter for the query projections of a language model."""
+    import gguf
+    import numpy as np
+
+    reader = gguf.GGUFReader(decoder)
+    name = bytes(reader.fields['general.architecture'].parts[-1]).decode()
+    writer = gguf.GGUFWriter(path, name)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, 'lora')
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 4.0)
+    for tensor in reader.tensors:
+        if tensor.name.endswith('attn_q.weight'):
+            columns, rows = (int(n) for n in tensor.shape)
+            for part, shape in (('a', (4, columns)), ('b', (rows, 4))):
+                writer.add_tensor(f'{tensor.name}.lora_{part}', np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def run_apart(arguments, seconds):
     """Run the probe of model files in a fork, which is quicker than a new interpreter."""
     from hobot_vlm.llama import trial
@@ -228,4 +269,5 @@ KINDS = {
     'onnx': Onnx,
     'decoder': Decoders,
     'mmproj': Mmprojs,
+    'lora': Loras,
 }

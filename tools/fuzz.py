@@ -88,14 +88,16 @@ def case_random(seed: int, kind: str, number: int) -> Random:
 
 
 def fuzz(kinds, options, folder: Path) -> int:
-    """Run cases of all kinds in turn, some at once, and count how they end."""
+    """Run cases, some at once, and count how they end; each kind has its share of the time."""
     ends: dict[str, Counter[str]] = {name: Counter() for name in kinds}
+    spent = dict.fromkeys(kinds, 0.0)
     running: dict[int, Running] = {}
     end = time.monotonic() + options.seconds
     number = 0
     while time.monotonic() < end or running:
         while len(running) < options.jobs and time.monotonic() < end:
-            name = options.kind[number % len(options.kind)]
+            name = min(spent, key=lambda kind: spent[kind])
+            spent[name] += 0.001  # so that another is next while this one runs
             place = folder / f'case-{number}'
             place.mkdir()
             pid = start(kinds[name], case_random(options.seed, name, number), place)
@@ -106,6 +108,7 @@ def fuzz(kinds, options, folder: Path) -> int:
             outcome = how_it_ended(pid, running[pid])
             if outcome:
                 case = running.pop(pid)
+                spent[case.kind] += time.monotonic() - (case.end - HANG)
                 ends[case.kind][outcome] += 1
                 if outcome not in OUTCOMES[:2]:
                     report(case, outcome, options.seed)

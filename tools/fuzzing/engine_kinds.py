@@ -6,6 +6,7 @@ from io import BytesIO
 import json
 from pathlib import Path
 from random import Random
+import re
 import zipfile
 
 from .kinds import DEMO, Kind, MODELS
@@ -240,15 +241,43 @@ class Templates(Kind):
         "{{ strftime_now('%Y') }}",
     )
 
+    #: pieces that are whole, so that a template with them is one
+    whole = (
+        '{% set x = x ~ x %}',
+        "{% set x = 'ab' %}",
+        "{% for i in range(40) %}{% set x = 'a' * 9 ** 9 %}{% endfor %}",
+        '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}"
+        '{% set ns.x = ns.x ~ ns.x %}{% endfor %}',
+        "{{ '%999999999d' % 1 }}",
+        "{{ 'a' * 999999999 }}",
+        "{{ 'x'.center(999999999) }}",
+        '{{ 9 ** 9 ** 9 }}',
+        '{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}',
+        "{{ messages[0]['content'] }}",
+        '{{ messages | tojson }}',
+        "{{ messages[0]['content'] | upper | reverse }}",
+        "{% for c in messages[0]['content'] %}{{ c }},{% endfor %}",
+        "{{ raise_exception('no') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        '{{ nothing.at.all }}',
+        "{{ strftime_now('%Y') }}",
+        '{{ cycler }}{{ joiner }}{{ lipsum(99999) }}',
+    )
+
     def prepare(self, folder: Path) -> None:
         from hobot_vlm.prompt import template
 
         self.template = template
 
     def run(self, random: Random, place: Path) -> None:
-        source = ''.join(random.choice(self.pieces) for _ in range(random.randrange(1, 12)))
-        if random.random() < 0.5:
-            source = self.template.CHATML[: random.randrange(200)] + source
+        if random.random() < 0.3:
+            source = ''.join(random.choice(self.pieces) for _ in range(random.randrange(1, 12)))
+        else:  # a good template with a few pieces between its own
+            own = re.split(r'(?<=[%}]})', self.template.CHATML)
+            for _ in range(random.choice((1, 1, 2, 3))):
+                own.insert(random.randrange(len(own) + 1), random.choice(self.whole))
+            source = ''.join(own)
         made = self.template.ChatTemplate(source, ('<|im_start|>', '<|im_end|>'))
         made.opening('You see pictures.', ['What is it?'])
         made.following(['And now?'])

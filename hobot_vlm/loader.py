@@ -69,9 +69,8 @@ def load(config: Config) -> Parts:
         check_loads(
             files.decoder,
             lora=Path(os.path.expanduser(config.lora)) if config.lora else None,
-            mmproj=files.encoder
-            if files.encoder is not None and files.encoder.suffix == '.gguf'
-            else None,
+            mmproj=of_kind(files.encoder, '.gguf'),
+            onnx=of_kind(files.encoder, '.onnx'),
             n_gpu_layers=config.n_gpu_layers,
             cache_type=config.cache_type,
             flash_attention=config.flash_attention,
@@ -130,6 +129,11 @@ def load(config: Config) -> Parts:
         return Parts(
             config, model, context, encoder, files.encoder, family, template, undo.pop_all()
         )
+
+
+def of_kind(path: Path | None, suffix: str) -> Path | None:
+    """Give a file if it has this suffix."""
+    return path if path is not None and path.suffix == suffix else None
 
 
 def check_request(config: Config, family: Family | None) -> None:

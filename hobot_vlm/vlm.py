@@ -17,6 +17,7 @@ import threading
 from typing import Any
 
 from . import catalogue, conversation_file, loader
+from .catalogue import Model, user_file
 from .config import Config
 from .conversation import Conversation
 from .engine.engine import Engine
@@ -25,13 +26,17 @@ from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Stream
 from .errors import ConfigError, StateError, VlmError
+from .image.camera import Camera
 from .image.load import load_rgb
+from .image.video import read_frames
 from .llama.context import MAX_SEQUENCES
 from .llama.kv_cache import KvCache
 from .llama.sampler import Sampler
 from .prompt.tokens import tokenize_plainly
 from .prompt_maker import PromptMaker
 from .values import Images, ImageSource, Pixels, Reply, Status
+
+__all__ = ['Camera', 'make_request', 'Model', 'read_image', 'read_video', 'user_file', 'VLM']
 
 logger = logging.getLogger('hobot_vlm')
 
@@ -364,6 +369,16 @@ def read_image(source: ImageSource) -> Pixels:
     :raises PictureError: it cannot be read
     """
     return load_rgb(source)
+
+
+def read_video(path: str | Path, frames: int) -> list[Pixels]:
+    """
+    Take frames from a video, spread evenly, as RGB uint8 (height, width, 3).
+
+    :raises PictureError: it cannot be read
+    :raises BackendMissing: OpenCV is not installed
+    """
+    return read_frames(path, frames)
 
 
 def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:

@@ -48,7 +48,7 @@ class InternVL:
     """
 
     def __init__(self, model: str = 'demo', **options: Any):
-        self._vlm = VLM.load(_catalogue_name(model), **options)
+        self.vlm = VLM.load(_catalogue_name(model), **options)
         self._system_prompt = ''
         self._callback: Callable[[InternVL, Response], object] | None = None
         self._image: Pixels | None = None
@@ -70,7 +70,7 @@ class InternVL:
 
     def input_width(self) -> int:
         """Give the width of the encoder's input; 0 without one."""
-        return self._vlm.tile_size
+        return self.vlm.tile_size
 
     def input_height(self) -> int:
         """Give the height of the encoder's input, which is square."""
@@ -91,7 +91,7 @@ class InternVL:
         try:
             chosen = Fit(fit)
             rgb = pixels_of(img)
-            self._vlm.encode(rgb, fit=FITS[chosen])
+            self.vlm.encode(rgb, fit=FITS[chosen])
         except (VlmError, ValueError) as exc:
             return _code(exc)
         self._image, self._fit = rgb, chosen
@@ -110,7 +110,7 @@ class InternVL:
         response = Response()
         options = {'system_prompt': self._system_prompt} if self._system_prompt else {}
         try:
-            stream = self._vlm.stream(msg, self._image, fit=FITS[self._fit], **options)
+            stream = self.vlm.stream(msg, self._image, fit=FITS[self._fit], **options)
             try:
                 for chunk in stream:
                     if chunk.thinking:
@@ -126,11 +126,11 @@ class InternVL:
 
     def cancel(self) -> None:
         """Stop the running answer within one token; callable from the callback and any thread."""
-        self._vlm.cancel()
+        self.vlm.cancel()
 
     def close(self) -> None:
         """Free the model; twice is harmless."""
-        self._vlm.close()
+        self.vlm.close()
 
     def __enter__(self) -> InternVL:
         return self
@@ -166,4 +166,5 @@ def _catalogue_name(model: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub('[^a-z0-9.]', '', name.lower())
+    name = re.sub(r'(\d)_(\d)', r'\1.\2', name.lower())  # InternVL2_5
+    return re.sub('[^a-z0-9.]', '', name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import os
-import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -81,9 +80,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args, rest = parser.parse_known_args([_dashed(word) for word in argv])
     wrong = next((word for word in rest if word.startswith('-') and word != '-'), '')
     if rest and (wrong or 'words' not in args):
-        word, command_parser = wrong or rest[0], commands[str(command)]
-        flags = re.findall(r'(?<![\w-])--?[a-z][\w-]*', command_parser.format_help())
-        command_parser.error(f'unknown argument: {word}{_hint(word.partition("=")[0], flags)}')
+        from .completion import flags_of
+
+        word, wanted = wrong or rest[0], commands[str(command)]
+        wanted.error(
+            f'unknown argument: {word}{_hint(word.partition("=")[0], flags_of(wanted))}'
+        )
     if rest:
         args.words += rest
     return args

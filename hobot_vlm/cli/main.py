@@ -83,9 +83,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         from .completion import flags_of
 
         word, wanted = wrong or rest[0], commands[str(command)]
-        wanted.error(
-            f'unknown argument: {word}{_hint(word.partition("=")[0], flags_of(wanted))}'
-        )
+        wanted.error(f'unknown argument: {word}{_hint(word.partition("=")[0], flags_of(wanted))}')
     if rest:
         args.words += rest
     return args

@@ -10,13 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .err import Err
 from .image import Fit, Format, Image, pixels_of
 from ..errors import ConfigError, PictureError, PromptError, VlmError
 from ..values import ImageSource, Pixels
 from ..vlm import VLM
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..option_types import LoadOptions, RequestOptions
 
 FITS = {Fit.FIT_NONE: '', Fit.FIT_FILL: 'fill', Fit.FIT_CONTAIN: 'contain', Fit.FIT_COVER: 'cover'}
 
@@ -47,7 +52,7 @@ class InternVL:
     :param options: any option of :class:`hobot_vlm.config.Config`
     """
 
-    def __init__(self, model: str = 'demo', **options: Any):
+    def __init__(self, model: str = 'demo', **options: Unpack[LoadOptions]):
         self.vlm = VLM.load(_catalogue_name(model), **options)
         self._system_prompt = ''
         self._callback: Callable[[InternVL, Response], object] | None = None
@@ -108,9 +113,11 @@ class InternVL:
     def send(self, msg: str) -> Response:
         """Ask about the picture; earlier questions are not remembered."""
         response = Response()
-        options = {'system_prompt': self._system_prompt} if self._system_prompt else {}
+        options: RequestOptions = {'fit': FITS[self._fit]}
+        if self._system_prompt:
+            options['system_prompt'] = self._system_prompt
         try:
-            stream = self.vlm.stream(msg, self._image, fit=FITS[self._fit], **options)
+            stream = self.vlm.stream(msg, self._image, **options)
             try:
                 for chunk in stream:
                     if chunk.thinking:

@@ -27,6 +27,7 @@ class RequestOptions(TypedDict, total=False):
     seed: int
     grammar: str | Path
     json_schema: str | Path | Mapping[str, Any] | type
+    regex: str
 
 
 class AskOptions(RequestOptions, total=False):

@@ -269,11 +269,7 @@ class VLM:
             if request.find and images:
                 sequence.conclude = partial(maker.with_boxes, request, images[0].size)
             sampler = Sampler(
-                self._parts.context,
-                config,
-                request.logit_bias,
-                request.logprobs,
-                made.thinking,
+                self._parts.context, config, request.logit_bias, request.logprobs, made.thinking
             )
             self._engine.ready(sequence, made.prompt, made.thinking, sampler)
 

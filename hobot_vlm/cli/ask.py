@@ -235,7 +235,7 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
     terminal = sys.stdout.isatty()
     lines = Lines()
     begun = False
-    with Waiting('looking at the picture' if pictures else '') as waiting, on_ctrl_c(stop):
+    with on_ctrl_c(stop), Waiting('looking at the picture' if pictures else '') as waiting:
         try:
             for chunk in stream:
                 if chunk.thinking:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 import os
+import signal
 import sys
 from typing import Any, TYPE_CHECKING
 
 from . import ask, files, options
 from .lines import Editor
-from .terminal import complain, EXIT_ERROR, EXIT_INTERRUPTED, say
+from .terminal import complain, EXIT_ERROR, EXIT_INTERRUPTED, leave, on_ctrl_c, say
 from ..errors import ConfigError, VlmError
 
 if TYPE_CHECKING:
@@ -81,8 +82,11 @@ class Chat:
             if not line:
                 continue
             try:
-                if self._obey(line):
-                    break
+                with on_ctrl_c(signal.default_int_handler if self._interactive else leave):
+                    if self._obey(line):
+                        break
+            except KeyboardInterrupt:
+                self._tell('')
             except VlmError as exc:
                 complain(exc)
                 if not self._interactive:

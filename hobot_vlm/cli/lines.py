@@ -111,8 +111,10 @@ class Editor:
 
     def _display(self, _: str, matches: Sequence[str], __: int) -> None:
         readline: Any = self._readline
-        words = [_last_word(match)[1].rstrip('/') for match in matches]
-        names = [os.path.basename(word) or word for word in words]
+        names = []
+        for match in matches:
+            head, word = _last_word(match.rstrip())
+            names.append(os.path.basename(word.rstrip('/')) if head else word)
         print('\n' + '  '.join(names))
         print(f'> {readline.get_line_buffer()}', end='', flush=True)
         readline.redisplay()

@@ -7,9 +7,8 @@ Knows no models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -22,6 +21,9 @@ T = TypeVar('T')
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
+
+#: columns where nobody says how many there are
+FALLBACK = 80
 
 #: Chinese and Japanese marks that may not begin a line
 CLOSING = frozenset('，。！？；：、）》〉」』】〕”’…·％')
@@ -110,6 +112,7 @@ class Waiting:
 
     def __enter__(self) -> Waiting:
         if sys.stderr.isatty():
+            self._tick_once()
             self._thread.start()
         return self
 
@@ -131,9 +134,12 @@ class Waiting:
 
     def _tick(self) -> None:
         while not self._over.wait(0.2):
-            with self._lock:
-                if self._text:
-                    self._draw(f'{self._text} … {time.monotonic() - self._since:.1f} s')
+            self._tick_once()
+
+    def _tick_once(self) -> None:
+        with self._lock:
+            if self._text:
+                self._draw(f'{self._text} … {time.monotonic() - self._since:.1f} s')
 
     def _draw(self, line: str) -> None:
         line = cut(line, columns() - 1)
@@ -149,8 +155,11 @@ class Waiting:
 
 
 def columns() -> int:
-    """Give the width of the terminal."""
-    return shutil.get_terminal_size().columns
+    """Give the width of the terminal as it is now; COLUMNS may be from before."""
+    for number in (1, 2):
+        with suppress(OSError):
+            return os.get_terminal_size(number).columns or FALLBACK
+    return FALLBACK
 
 
 def width_of(text: str) -> int:

@@ -94,9 +94,9 @@ class Editor:
     def completions(self, line: str) -> list[str]:
         """Give the lines that a line may become."""
         command, blank, _ = line.partition(' ')
-        if not blank and not os.path.isdir(command):
+        if line.startswith('/') and not blank:
             found = [name for name in self._commands if name.startswith(line.lower())]
-            if line.startswith('/') and found:
+            if found:
                 return [f'{name} ' if name in self._files_behind else name for name in found]
         if command in self._files_behind and blank:
             head, word = _last_word(line)

@@ -95,6 +95,7 @@ def describe(model: Model) -> dict[str, Any]:
         'size_mb': model.size_mb,
         'state': 'other board',
         'runs_here': True,
+        'for_board': False,
         'local': False,
         'encoder': None,
         'decoder': None,
@@ -103,6 +104,7 @@ def describe(model: Model) -> dict[str, Any]:
         variant = model.variant()
     except ConfigError:
         return {**row, 'runs_here': False}
+    row['for_board'] = variant is not model.variants.get('any')
     wanted = {'encoder': variant.encoder, 'decoder': variant.decoder}
     paths = {role: file.local() for role, file in wanted.items() if file}
     row |= {role: str(paths[role] or file) for role, file in wanted.items() if file}
@@ -115,16 +117,16 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def _best(rows: list[dict[str, Any]]) -> str:
-    """Give the largest model that is comfortable here; empty where none is."""
+    """Give the largest model that is comfortable here, of those made for this board if any is."""
     fitting = [
         row
-        for row in rows
+        for row in reversed(rows)  # of equals the newest, which stands last
         if row['state'] in ('here', 'fits')
         and row['name'] != 'demo'
         and row['size_mb'] <= COMFORTABLE_MB
     ]
-    best: str = max(fitting, key=lambda row: row['size_mb'])['name'] if fitting else ''
-    return best
+    best = max(fitting, key=lambda row: (row['for_board'], row['size_mb']), default={'name': ''})
+    return str(best['name'])
 
 
 def recommended() -> str:

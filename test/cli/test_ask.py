@@ -7,13 +7,60 @@ import json
 
 from hobot_vlm import VLM
 from hobot_vlm.cli.main import main
-from shell import REPLY
+import pytest
+from shell import complaint, REPLY
 
 
 def test_an_answer(run, sample, demo):
     expected = demo.ask('Describe the picture.', images=sample).text
     assert run('ask', 'Describe the picture.', sample) == (0, f'{expected}\n', '')
     assert run('ask', '-', sample, stdin='Describe the picture.\n')[1] == f'{expected}\n'
+
+
+def test_question_and_pictures_in_any_order(run, sample, demo):
+    expected = demo.ask('Describe the picture.', images=sample).text
+    for words in (
+        (sample, 'Describe the picture.'),
+        ('--stop', 'zebra', sample, '--seed', '3', 'Describe the picture.'),
+        (f'file://{sample}', 'Describe the picture.'),
+    ):
+        assert run('ask', *words) == (0, f'{expected}\n', '')
+    assert run('ask', sample, '-', stdin='Describe the picture.')[1] == f'{expected}\n'
+
+
+def test_without_a_question(run, sample):
+    for words in ((), (sample,), (sample, sample)):
+        assert 'there is no question' in complaint(run('ask', *words))
+    said = complaint(run('ask', 'What', 'is', 'it?', sample))
+    assert "'is' is no file: put a question of several words into quotes" in said
+
+
+def test_an_answer_that_was_cut_off(run, sample, tmp_path):
+    question = ('ask', 'Describe the picture.', sample)
+    whole = run(*question)[1]
+    status, out, err = run(*question, '--n-predict', 4)
+    assert status == 0 and whole.startswith(out.strip())
+    assert err == '[cut off after 4 tokens; --n-predict allows more]\n'
+    assert run(*question, '--n-predict', 4, '--json')[::2] == (0, '')
+    status, out, err = run('chat', sample, '--n-predict', 4, stdin='Describe the picture.\n')
+    assert status == 0 and 'cut off after 4 tokens' in err
+
+
+@pytest.mark.parametrize(
+    'form',
+    [
+        ('--json-schema', '{"type": "array", "items": {"type": "string"}, "minItems": 9}'),
+        ('--grammar', 'root ::= "a b c d e f g h i j k l m n o p q r s t u v w x y z"'),
+    ],
+)
+def test_a_part_of_an_answer_with_a_form_is_an_error(run, form):
+    for command, more, stdin in (('ask', ('Hello',), ''), ('chat', (), 'Hello\n')):
+        for json_too in ((), ('--json',)):
+            words = (command, *more, *form, '--n-predict', 4, *json_too)
+            status, out, err = run(*words, stdin=stdin)
+            assert status == 2 and out.strip()
+            assert 'vlm: the answer was cut off after 4 tokens' in err and err.count('\n') == 1
+    assert json.loads(out)['finish_reason'] == 'length'
 
 
 def test_json_is_one_object_with_the_fields_of_reply(run, sample, demo):

@@ -65,6 +65,43 @@ def test_models_is_a_table(run):
     assert rows['internvl3-1b'][1:5] == ['1010', 'MB', 'en', 'zh']
 
 
+def test_models_fit_the_terminal(screen):
+    for columns in (120, 60):
+        out, notes = screen('models', columns=columns).rest().split('here: on this machine')
+        lines = out.rstrip().split('\r\n')
+        assert max(map(len, lines)) <= columns
+        assert [line.split()[0] for line in lines[:2]] == ['NAME', 'demo']
+        assert any(line.endswith('…') for line in lines) is (columns == 60)
+        assert 'Your own models go into' in notes
+
+
+def test_what_suits_this_machine_is_said(run, monkeypatch):
+    def listed(memory):
+        monkeypatch.setattr('hobot_vlm.cli.models.memory_bytes', lambda: (memory, memory))
+        out, err = run('models')[1:]
+        return {line.split()[0]: line for line in out.splitlines()}, err
+
+    rows, notes = listed(8e9)
+    assert ' fits ' in rows['internvl3-2b'] and ' too big ' in rows['internvl3-8b']
+    assert 'For this machine with 8 GB: `vlm download internvl3.5-1b`' in notes
+    assert 'too big: wants more memory' in notes and 'other board' not in notes
+    rows, notes = listed(3e9)
+    assert ' too big ' in rows['internvl3-1b'] and '`vlm download smolvlm2-500m`' in notes
+    rows, notes = listed(1e9)
+    assert ' here ' in rows['demo'] and 'For this machine' not in notes
+
+
+def test_what_suits_a_board_is_said(run, monkeypatch, tmp_path):
+    mine = tmp_path / 'config' / 'hobot_vlm' / 'models.yaml'
+    mine.parent.mkdir(parents=True)
+    mine.write_text('models: {mine: {variants: {rdks100: {decoder: x.gguf}}}}')
+    monkeypatch.setattr('hobot_vlm.catalogue.machine', lambda: 'rdkx5')
+    out, err = run('models')[1:]
+    (line,) = [line for line in out.splitlines() if line.startswith('mine ')]
+    assert ' other board ' in line and 'other board: has no files for this machine' in err
+    assert '`vlm download internvl3-1b`' in err  # internvl3.5 would run beside the BPU
+
+
 def test_models_as_json(run):
     status, out, _ = run('models', '--json')
     rows = {row['name']: row for row in json.loads(out)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+import re
 
 from hobot_vlm.cli.main import parse
 from hobot_vlm.cli.options import config_of, GROUPS

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import distribution
 import inspect
+import logging
 from pathlib import Path
 import pydoc
+import re
 import subprocess
 import sys
 
@@ -158,3 +161,26 @@ def test_bgr_is_for_arrays(demo, sample):
 def test_the_signatures_name_the_options():
     for method in (VLM.ask, VLM.stream, VLM.ask_many, hobot_vlm.Conversation.ask):
         assert 'Unpack[AskOptions]' in str(inspect.signature(method))
+
+
+# -- the page ---------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_page_run(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging.getLogger('hobot_vlm'), 'level', 0)
+    text = (ROOT / 'docs' / 'python.md').read_text(encoding='utf-8')
+    examples = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 4
+    for example in examples:
+        exec(compile(example, 'docs/python.md', 'exec'), {})
+    out = capsys.readouterr().out
+    assert out.count('dog on the left') >= 2 and 'did you mean temperature?' in out
+
+
+def test_an_editable_installation_can_be_followed():
+    place = Path(distribution('hobot_vlm').locate_file(''))
+    paths = [path.read_text() for path in place.glob('__editable__*hobot_vlm*.pth')]
+    if not paths:
+        pytest.skip('the package is installed as a copy')
+    assert (Path(paths[0].strip()) / 'hobot_vlm').is_dir(), 'run: make setup'

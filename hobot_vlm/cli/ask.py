@@ -124,7 +124,9 @@ def load(config: Config) -> VLM:
 
         return VLM(config)
 
-    with Waiting(f'loading {config.llm_model_name or config.model}'):
+    # a download shows its own progress in that line
+    text = '' if config.auto_download else f'loading {config.llm_model_name or config.model}'
+    with Waiting(text):
         return beside(work)
 
 

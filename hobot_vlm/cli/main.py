@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from .terminal import complain, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE, leave, on_ctrl_c
+from .terminal import complain, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE, leave, on_ctrl_c, say
 
 if TYPE_CHECKING:
     import argparse
@@ -128,7 +128,11 @@ def _log(verbose: bool) -> None:
     """Show what our own code has to say; libraries have their own ways."""
     import logging
 
-    handler = logging.StreamHandler()
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(self.format(record))
+
+    handler = Handler()
     handler.setFormatter(logging.Formatter('vlm: %(message)s'))
     logger = logging.getLogger('hobot_vlm')
     logger.handlers = [handler]

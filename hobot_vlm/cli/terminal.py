@@ -91,12 +91,18 @@ def beside(work: Callable[[], T]) -> T:
 
 def say(text: str) -> None:
     """Say something to the user that is no part of the output."""
+    for one in list(_waiting):
+        one.wipe()
     print(text, file=sys.stderr, flush=True)
 
 
 def complain(exc: Exception | str) -> None:
     """Say in one line what went wrong."""
     say(f'vlm: {" ".join(str(exc).split())}')
+
+
+#: lines that are on the terminal now
+_waiting: list[Waiting] = []
 
 
 class Waiting:
@@ -112,6 +118,7 @@ class Waiting:
 
     def __enter__(self) -> Waiting:
         if sys.stderr.isatty():
+            _waiting.append(self)
             self._tick_once()
             self._thread.start()
         return self
@@ -119,6 +126,8 @@ class Waiting:
     def __exit__(self, *_exc: object) -> None:
         self.hide()
         self._over.set()
+        if self in _waiting:
+            _waiting.remove(self)
 
     def show(self, text: str) -> None:
         """Say what is waited for from now on."""
@@ -130,6 +139,11 @@ class Waiting:
         """Take the line away."""
         with self._lock:
             self._text = ''
+            self._draw('')
+
+    def wipe(self) -> None:
+        """Take the line away until it is drawn again."""
+        with self._lock:
             self._draw('')
 
     def _tick(self) -> None:

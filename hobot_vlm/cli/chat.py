@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 import os
+import shlex
 import signal
 import sys
 from typing import Any, TYPE_CHECKING
@@ -193,7 +194,7 @@ class Chat:
     def _save(self, rest: str) -> None:
         path = files.path_of(rest)
         self._talk.save(path)
-        self._tell(f'Saved; `vlm chat --restore {path}` goes on.')
+        self._tell(f'Saved; `vlm chat --restore {shlex.quote(path)}` goes on.')
 
     def _stats(self, _: str) -> None:
         say(ask.timings(self._last) if self._last else 'no answer yet')

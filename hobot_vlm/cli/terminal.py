@@ -93,6 +93,9 @@ def say(text: str) -> None:
     """Say something to the user that is no part of the output."""
     for one in list(_waiting):
         one.wipe()
+    if sys.stderr.isatty():
+        lines = Lines()
+        text = lines.feed(text) + lines.end()
     print(text, file=sys.stderr, flush=True)
 
 

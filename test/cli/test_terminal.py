@@ -50,7 +50,7 @@ def test_the_demo_model_says_that_it_is_a_toy(screen):
     _, banner = talk(screen)
     assert banner.count('toy') == 1
     name = re.search(r'`vlm download ([\w.-]+)`', banner).group(1)
-    assert f'`-m {name}`' in banner
+    assert f'`-m {name}`' in ' '.join(banner.split())
     terminal = screen('ask', 'Hello')
     assert 'The demo model is a toy' in terminal.rest()
     terminal = screen('ask', 'Hello', stdout=PIPE, stderr=PIPE)
@@ -99,6 +99,16 @@ def test_no_word_is_broken_at_the_edge(screen, sample, demo):
     assert lines.pop() == ''
     assert len(lines) > 2 and max(map(len, lines)) <= 33
     assert ' '.join(lines) == expected
+
+
+def test_no_word_of_a_message_is_broken(screen):
+    terminal, banner = talk(screen, columns=40)
+    help_ = said(terminal, '/help')
+    for text in (banner.partition('The demo')[2], help_):
+        text = re.sub(r'\x1b\[\?2004[hl]|\r', '', text)  # bracketed paste on and off
+        words = [line.split() for line in text.split('\n')]
+        assert max(len(' '.join(line)) for line in words) <= 40
+        assert not {'photograp', 'conversati', 'restor'} & {line[-1] for line in words if line}
 
 
 def test_lines_of_text():
@@ -166,7 +176,7 @@ def test_commands_confirm(screen, sample, tmp_path):
     assert 'system prompt' in said(terminal, '/system You are a robot.')
     assert 'forgotten' in said(terminal, '/reset')
     saved = said(terminal, f'/save {tmp_path}/talk')
-    assert f'`vlm chat --restore {tmp_path}/talk`' in saved.replace('\n', '')
+    assert f'`vlm chat --restore {tmp_path}/talk`' in saved.replace('\n', ' ')
     assert 'no answer yet' in said(terminal, '/stats')
     assert 'there is no /nonsense' in said(terminal, '/nonsense')
 

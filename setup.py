@@ -27,7 +27,7 @@ setup(
         'console_scripts': [
             'hobot_vlm = hobot_vlm.ros.node:main',
             'play_images = hobot_vlm.ros.play:main',
-            'vlm = hobot_vlm.cli:main',
+            'vlm = hobot_vlm.cli.main:main',
         ]
     },
     install_requires=[

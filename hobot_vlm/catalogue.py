@@ -178,15 +178,30 @@ def find(name: str) -> Model:
     """
     models = load()
     if name not in models:
-        near = difflib.get_close_matches(name, models, 1)
+        near = _nearest(name, models)
         raise ConfigError(
-            f'there is no model {name!r}'
-            f'{f"; did you mean {near[0]}?" if near else ""} `vlm models` lists '
+            f'there is no model {name[:80]!r}'
+            f'{f"; did you mean {near}?" if near else "."} `vlm models` lists '
             f'those of the catalogue; add your own in {user_file()}, or give files '
             'in model_file_name and llm_model_name',
             'model',
         )
     return models[name]
+
+
+def _nearest(name: str, models: Mapping[str, Model]) -> str:
+    """Give the model that a name may mean: misspelt, cut short, or as a hub writes it."""
+
+    def plain(text: str) -> str:  # OpenGVLab/InternVL2_5-1B is internvl2.5-1b
+        text = re.sub(r'(\d)_(\d)', r'\1.\2', text.rpartition('/')[2].lower())
+        return re.sub('[^a-z0-9.]', '', text)
+
+    known = {plain(one): one for one in models}
+    wanted = plain(name)
+    longer = [one for one in known if one.startswith(wanted)] if wanted else []
+    shorter = [one for one in known if wanted.startswith(one)]
+    near = shorter[-1:] or longer[:1] or difflib.get_close_matches(wanted, known, 1)
+    return known[near[0]] if near else ''
 
 
 def _by_encoder(encoder: Path) -> tuple[Model, Variant]:

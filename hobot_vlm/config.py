@@ -8,7 +8,7 @@ and the table in the README are made from these fields. Nothing here opens a fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, Field, field, fields, MISSING
 import difflib
 import json
@@ -150,9 +150,7 @@ class Config:
         known = {item.name for item in fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f'; did you mean {near[0]}?' if near else ''
-                raise ConfigError(f'there is no option {name!r}{hint}', name)
+                raise unknown_option(name, known)
         return cls(**dict(values))
 
     @classmethod
@@ -298,6 +296,13 @@ class NodeConfig(Config):
     def in_turns(self) -> bool:
         """Whether prompts are turns of one conversation."""
         return self.conversation or self.feed_type == FEED_TEXT
+
+
+def unknown_option(name: Any, known: Collection[str]) -> ConfigError:
+    """Make the error for an option that does not exist, with the one that was meant."""
+    near = difflib.get_close_matches(str(name), known, 1)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    return ConfigError(f'there is no option {str(name)[:80]!r}{hint}', str(name))
 
 
 def checked(item: Field[Any], value: Any) -> Any:

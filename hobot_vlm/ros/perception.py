@@ -92,7 +92,7 @@ def detections(outcome: Outcome) -> Any:
 
 def header(outcome: Outcome) -> Header:
     """Give the header of the first picture; without one, when the prompt came."""
-    frame_id = outcome.shown[0].frame_id if outcome.shown else ''
+    frame_id = outcome.frame_id
     return Header(
         stamp=Time(sec=outcome.stamp.sec, nanosec=outcome.stamp.nanosec), frame_id=frame_id
     )

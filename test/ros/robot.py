@@ -62,7 +62,7 @@ class NodeProcess:
     :param program: what runs it instead, with its arguments
     """
 
-    def __init__(self, log: Path, parameters, env=None, program=('-m', 'hobot_vlm.ros.node')):
+    def __init__(self, log: Path, parameters, env=None, program=('-m', 'hobot_vlm.ros.main')):
         command = [sys.executable, *program, '--ros-args']
         # threads that wait for each other are slow on a machine that does other things too
         for name, value in ({'llm_threads': 1, 'encoder_threads': 1} | parameters).items():

@@ -8,6 +8,7 @@ and cleanup undo both. What works in this file works in Humble.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import gc
 import logging
 import queue
 import threading
@@ -160,6 +161,7 @@ class VlmNode(LifecycleNodeMixin, Node):
         if self.service is not None:
             self.service.close()
             self.service = None
+            gc.collect()  # its parts know each other, and are not to wait with all their memory
         self._phase = 'unconfigured'
 
     # -- parameters --------------------------------------------------------------------------

@@ -101,12 +101,13 @@ class Requests:
     def close(self) -> None:
         """End the thread; nothing may come after that."""
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(1.0)
+        self._thread.join()
+        self._loop.close()
 
     # -- one request -------------------------------------------------------------------------
 
     def receive(self, text: str) -> None:
-        """Have a request answered; returns at once."""
+        """Have a request answered; returns at once. One after ``close`` is lost."""
         self._loop.call_soon_threadsafe(self._receive, text)
 
     def _receive(self, text: str) -> None:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import rclpy
 from rclpy.executors import MultiThreadedExecutor
+from rclpy.logging import LoggingSeverity, set_logger_level
 from rclpy.signals import SignalHandlerOptions
 
 from . import arguments as command_line
@@ -88,11 +89,14 @@ def check_arguments(arguments: list[str], program: str, example: str) -> None:
 
 def start_ros(arguments: list[str], program: str) -> None:
     """Start rclpy; end the process in one line where it does not take the arguments."""
+    # rcl would say that it failed, and not at what
+    set_logger_level('rcl', LoggingSeverity.FATAL)
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as exc:  # its classes differ from release to release
         print(f'{program}: {command_line.explained(arguments, exc)}', file=sys.stderr)
         sys.exit(2)
+    set_logger_level('rcl', LoggingSeverity.UNSET)
 
 
 def end_ros() -> None:

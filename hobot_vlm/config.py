@@ -214,7 +214,7 @@ class NodeConfig(Config):
     )
     user_prompt: str = option(
         '',
-        'question of feed_type 0 and of trigger image; otherwise the first one, asked at the start',
+        'question of feed_type 0 and of trigger image; else the first one, asked at the start',
         live=True,
     )
     cute_words: str = option(

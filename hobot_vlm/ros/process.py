@@ -7,6 +7,7 @@ Knows nothing of what the node does.
 from __future__ import annotations
 
 from contextlib import suppress
+import io
 import os
 import queue
 import signal
@@ -40,6 +41,8 @@ def run(arguments: list[str]) -> NoReturn:
     The main thread only waits, so that it meets a signal at once, whatever the model does.
     """
     share_one_heap()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # an answer may hold any letter
     check_arguments(arguments, NAME, '-p feed_type:=1')
     # 1. from here on a signal is an exit status like any other
     finished: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -4,6 +4,7 @@ Processes around the node that a test can kill: a camera, somebody who asks, the
 python actors.py camera RATE                 publishes a new picture RATE times a second
 python actors.py asker COUNT                 publishes prompts; prints a line once all of them are
                                              acknowledged, and goes on publishing
+python actors.py slow FILE --ros-args ...    the node, whose model is loaded once FILE is there
 python actors.py node FILE --ros-args ...    the node; FILE gets a line of JSON for each callback:
                                              its seconds, or a prompt and the picture before it
 """
@@ -19,9 +20,8 @@ import struct
 import sys
 from time import perf_counter, sleep
 
-from hobot_vlm.ros import main
+from hobot_vlm.ros import main, service
 from hobot_vlm.ros.inbox import Inbox
-from hobot_vlm.ros.service import Service
 from hobot_vlm.vlm import read_image
 import rclpy
 from rclpy.duration import Duration
@@ -76,7 +76,7 @@ def asker(count: int) -> None:
 def watched_node(path: str) -> None:
     """Run the node, and note how long its callbacks take and what they meet."""
     lines = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    put_frame, on_prompt = Inbox.put_frame, Service._on_prompt
+    put_frame, on_prompt = Inbox.put_frame, service.Service._on_prompt
     newest = (0, 0)
 
     def note(**what: object) -> None:
@@ -95,7 +95,20 @@ def watched_node(path: str) -> None:
         on_prompt(self, message)
 
     Inbox.put_frame = watched_picture
-    Service._on_prompt = watched_prompt
+    service.Service._on_prompt = watched_prompt
+    main.main(['hobot_vlm', *sys.argv[3:]])
+
+
+def slow_node(path: str) -> None:
+    """Run the node with a model that takes as long to load as the test wants."""
+    load = service.VLM
+
+    def load_later(config):
+        while not Path(path).exists():
+            sleep(0.01)
+        return load(config)
+
+    service.VLM = load_later
     main.main(['hobot_vlm', *sys.argv[3:]])
 
 
@@ -104,5 +117,7 @@ if __name__ == '__main__':
         camera(float(sys.argv[2]))
     elif sys.argv[1] == 'asker':
         asker(int(sys.argv[2]))
+    elif sys.argv[1] == 'slow':
+        slow_node(sys.argv[2])
     else:
         watched_node(sys.argv[2])

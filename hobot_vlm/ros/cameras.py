@@ -176,11 +176,15 @@ class Camera:
             self._node.destroy_subscription(self._subscriptions.pop(0))
         before = self._reliable
         if self._choose():
-            self.close()  # a topic has one type within a process
-            self._subscribe()
+            self.close()  # a topic has one type within a process, so the other comes next time
             self._node.get_logger().info(
-                f'{self.topic}: subscribed to {self._kind.kind}, as its publishers offer it'
+                f'{self.topic}: subscribing to {self._kind.kind}, as its publishers offer it'
             )
+        elif not self._subscriptions:
+            try:
+                self._subscribe()
+            except RuntimeError as exc:  # the one before has not ended yet
+                self._node.get_logger().debug(str(exc))
         elif before != self._reliable:
             self._last = b''
             self._subscribe()

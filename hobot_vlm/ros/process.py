@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 import io
+import logging
 import os
 import queue
 import signal
@@ -114,5 +115,8 @@ def spin(node: VlmNode, stopping: threading.Event) -> None:
     executor = MultiThreadedExecutor(THREADS)
     executor.add_node(node)
     while rclpy.ok() and not stopping.is_set():
-        executor.spin_once(timeout_sec=0.2)
+        try:
+            executor.spin_once(timeout_sec=0.2)
+        except Exception:  # of one callback; the others go on
+            logging.getLogger(NAME).exception('a callback has failed')
     executor.shutdown(timeout_sec=CALLBACK_SECONDS)

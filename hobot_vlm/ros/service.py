@@ -329,10 +329,19 @@ class Service:
 
     def troubles(self) -> list[str]:
         """Say what keeps an active node from answering."""
+        said = []
+        for subscription in self._subscriptions:
+            publishers = self._node.get_publishers_info_by_topic(subscription.topic_name)
+            others = {info.topic_type for info in publishers} - {topics.PROMPT.interface}
+            if others:
+                said.append(
+                    f'{subscription.topic_name}: published as {", ".join(sorted(others))}, where '
+                    f'{topics.PROMPT.kind} is expected'
+                )
         cameras = self._cameras
-        if cameras is None:
-            return []
-        return cameras.troubles(self._settings().max_image_age)
+        if cameras is not None:
+            said += cameras.troubles(self._settings().max_image_age)
+        return said
 
     def values(self) -> dict[str, object]:
         """Give counts, by name."""

@@ -28,17 +28,18 @@ def rgb():
 @pytest.fixture
 def stranger(ros):
     """Give a function that makes a publisher as of another process: there a type is another."""
-    contexts = []
+    nodes = []
 
     def publisher(kind, topic='/image', qos=RELIABLE):
-        contexts.append(Context())
-        rclpy.init(context=contexts[-1])
-        node = rclpy.create_node('stranger', context=contexts[-1])
-        return node, node.create_publisher(kind, topic, qos)
+        context = Context()
+        rclpy.init(context=context)
+        nodes.append(rclpy.create_node('stranger', context=context))
+        return nodes[-1], nodes[-1].create_publisher(kind, topic, qos)
 
     yield publisher
-    for context in contexts:
-        context.shutdown()
+    for node in nodes:
+        node.destroy_node()
+        node.context.shutdown()
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def warned(robot, *words):
 
 
 def fine(robot):
-    robot.wait('no warning', lambda: robot.status().level == OK)
+    robot.wait('no warning', lambda: robot.status() and robot.status().level == OK)
 
 
 def test_a_camera_that_compresses_is_found(robot, start, stranger, rgb):

@@ -2,7 +2,7 @@
 What a request may hold: JSON from a topic, checked.
 
 Whoever may publish is not thereby allowed to read files of this machine, or to reach what it
-reaches: pictures come as data URLs, and options as text. docs/reply.md describes the fields.
+reaches: pictures come as data URLs, and options as text. docs/requests.md describes the fields.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ PROMPT = Topic(
 REQUEST = Topic(
     '~/request',
     'std_msgs/String',
-    'in; [JSON](docs/reply.md#requests): a question with an id, its own options and pictures; '
+    'in; [JSON](docs/requests.md): a question with an id, its own options and pictures; '
     'any number are answered side by side',
 )
 SPEECH = Topic(
@@ -91,7 +91,7 @@ REPLY = Topic(
 CHUNK = Topic(
     '~/chunk',
     'std_msgs/String',
-    'out; [JSON](docs/reply.md#requests): the answers to requests, piece by piece',
+    'out; [JSON](docs/requests.md): the answers to requests, piece by piece',
 )
 TARGETS = Topic(
     _named['ai_msg_pub_topic_name'],

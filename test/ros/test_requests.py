@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 from io import BytesIO
 import json
+from pathlib import Path
+import re
 
 from hobot_vlm.errors import VlmError
-from hobot_vlm.ros.request_json import check, from_data_url, ID_LENGTH, read
+from hobot_vlm.ros.request_json import check, FIELDS, from_data_url, ID_LENGTH, OWN, read
 import numpy as np
 from PIL import Image as Pillow
 import pytest
@@ -46,6 +48,13 @@ def test_a_prompt_and_its_options():
     )
     schema = checked({'id': 'a', 'prompt': '', 'json_schema': {'type': 'string'}})
     assert schema.more['json_schema'] == '{"type": "string"}'
+
+
+def test_the_fields_are_described():
+    text = (Path(__file__).parents[2] / 'docs' / 'requests.md').read_text(encoding='utf-8')
+    described = set(re.findall(r'^\| `(\w+)` \|', text, re.MULTILINE))
+    assert described == {*OWN, *FIELDS} - {'cancel'}
+    assert '{"cancel": "all"}' in text
 
 
 def test_messages():

@@ -75,8 +75,8 @@ class TimedNode(VlmNode):
 
     def watch(self) -> None:
         """Time what the cameras call with each picture."""
-        assert self.service is not None
-        put_frame = self.service.inbox.put_frame
+        assert self.assembly is not None
+        put_frame = self.assembly.inbox.put_frame
 
         def timed(camera: int, frame: Frame) -> None:
             began = perf_counter()
@@ -86,7 +86,7 @@ class TimedNode(VlmNode):
                 self.input_ms.append(self.statistics.input_ms)
                 self.publish_ms.append(self.statistics.publish_ms)
 
-        self.service.inbox.put_frame = timed  # type: ignore[method-assign]
+        self.assembly.inbox.put_frame = timed  # type: ignore[method-assign]
 
 
 def measure(answers: int, limit: float) -> dict[str, float]:

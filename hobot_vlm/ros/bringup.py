@@ -133,6 +133,19 @@ def value(context: LaunchContext, name: str) -> str:
     return content
 
 
+def number(context: LaunchContext, name: str) -> float:
+    """
+    Give an argument that is a number.
+
+    :raises ConfigError: it is none
+    """
+    content = value(context, name)
+    try:
+        return float(content)
+    except ValueError:
+        raise ConfigError(f'{name} is {content[:100]!r}: expected a number', name) from None
+
+
 def transports() -> list[SetEnvironmentVariable]:
     """Make Fast DDS carry large images, which its default transports lose."""
     name = 'FASTDDS_BUILTIN_TRANSPORTS'
@@ -279,7 +292,7 @@ def camera(context: LaunchContext) -> list[Any]:
         )
         actions.append(mipi)
     elif chosen == 'fb':
-        source = value(context, 'publish_image_source') or str(SAMPLE)
+        source = os.path.expanduser(value(context, 'publish_image_source')) or str(SAMPLE)
         picture = _include(
             'hobot_image_publisher',
             publish_image_source=source,

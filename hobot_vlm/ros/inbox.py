@@ -109,6 +109,11 @@ class Inbox:
         """The prompt that the worker got last and has not finished."""
         return self._running
 
+    @property
+    def closed(self) -> bool:
+        """Whether the worker is to end."""
+        return self._closed
+
     # -- putting in --------------------------------------------------------------------------
 
     def put(self, item: Prompt | Reset) -> bool:

@@ -21,9 +21,9 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from . import parameters
+from .assembly import Assembly
 from .diagnostics import Diagnostics, Statistics
 from .ros_log import RosHandler
-from .service import Service
 from .. import VLM
 from ..errors import VlmError
 
@@ -61,7 +61,7 @@ class VlmNode(LifecycleNodeMixin, Node):
         logging.getLogger(NAME).addHandler(self._log_handler)
         logging.getLogger(NAME).setLevel(logging.DEBUG)  # what is logged is for ROS to say
         self.statistics = Statistics()
-        self.service: Service | None = None
+        self.assembly: Assembly | None = None
         self._phase = 'unconfigured'
         self._ending = False
         self._transition = threading.RLock()
@@ -83,7 +83,7 @@ class VlmNode(LifecycleNodeMixin, Node):
     @property
     def vlm(self) -> VLM | None:
         """Give the model, while there is one."""
-        return self.service.vlm if self.service is not None else None
+        return self.assembly.vlm if self.assembly is not None else None
 
     # -- lifecycle ---------------------------------------------------------------------------
 
@@ -141,26 +141,26 @@ class VlmNode(LifecycleNodeMixin, Node):
         self.statistics.error = ''
         self._diagnostics.publish()
         self.config = parameters.current(self, self.config)
-        self.service = Service(self, self.config, self.statistics, self._finish)
+        self.assembly = Assembly(self, self.config, self.statistics, self._finish)
         self._phase = 'inactive'
 
     def _activate(self) -> None:
-        assert self.service is not None
-        self.service.activate()
+        assert self.assembly is not None
+        self.assembly.activate()
         self._phase = 'active'
         self.get_logger().info('ready')
 
     def _deactivate(self) -> None:
         """Undo ``_activate``; harmless where that never ran."""
-        if self.service is not None:
-            self.service.deactivate()
+        if self.assembly is not None:
+            self.assembly.deactivate()
         self._phase = 'inactive'
 
     def _cleanup(self) -> None:
         """Undo ``_configure``; harmless where that never ran."""
-        if self.service is not None:
-            self.service.close()
-            self.service = None
+        if self.assembly is not None:
+            self.assembly.close()
+            self.assembly = None
             gc.collect()  # its parts know each other, and are not to wait with all their memory
         self._phase = 'unconfigured'
 
@@ -172,28 +172,28 @@ class VlmNode(LifecycleNodeMixin, Node):
 
     def _on_set_parameters(self, changes: list[Parameter]) -> Any:
         result = parameters.check_change(parameters.current(self, self.config), changes)
-        if self.service is not None:
-            self.service.inbox.wake()
+        if self.assembly is not None:
+            self.assembly.inbox.wake()
         return result
 
     # -- diagnostics -------------------------------------------------------------------------
 
     def _state(self) -> str:
-        service = self.service
-        if self._phase != 'active' or service is None:
+        assembly = self.assembly
+        if self._phase != 'active' or assembly is None:
             return self._phase
-        return 'answering' if service.busy else 'idle'
+        return 'answering' if assembly.busy else 'idle'
 
     def _troubles(self) -> list[str]:
-        service = self.service
-        return service.troubles() if self._phase == 'active' and service is not None else []
+        assembly = self.assembly
+        return assembly.troubles() if self._phase == 'active' and assembly is not None else []
 
     def _values(self) -> dict[str, object]:
-        service = self.service
+        assembly = self.assembly
         return {
             'model': self.config.llm_model_name or self.config.model,
             'feed_type': self.config.feed_type,
-            **(service.values() if service is not None else {}),
+            **(assembly.values() if assembly is not None else {}),
         }
 
     # -- the end -----------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class VlmNode(LifecycleNodeMixin, Node):
     def stop(self, seconds: float) -> bool:
         """Stop the running answers; False when the model does not come to its end in time."""
         self._ending = True
-        return self.service is None or self.service.deactivate(seconds)
+        return self.assembly is None or self.assembly.deactivate(seconds)
 
     def destroy_node(self, wait: bool = True) -> None:
         """

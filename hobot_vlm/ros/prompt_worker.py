@@ -82,6 +82,7 @@ class PromptWorker:
         #: the pictures of the conversation's newest turn with any
         self._in_chat: list[Pixels] = []
         self._prepared: Pictures | None = None
+        self._preparing: Stream | None = None
         self._last_thumbnails: npt.NDArray[np.float32] | None = None
         self._last_trigger = -math.inf
         self._thread: threading.Thread | None = None
@@ -116,6 +117,9 @@ class PromptWorker:
         """
         self._inbox.close()
         self._inbox.cancel()
+        preparing = self._preparing
+        if preparing is not None:
+            preparing.cancel()
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
@@ -214,11 +218,14 @@ class PromptWorker:
             if pictures.rgb:
                 # leaves everything up to the question in the KV cache
                 options = {**self._options(settings), 'n_predict': 1}
-                self._vlm.ask('.', pictures.rgb, **options)
-                self._prepared = pictures
+                self._preparing = self._vlm.stream('.', pictures.rgb, **options)
+                if not self._inbox.closed:
+                    self._preparing.wait()
+                    self._prepared = pictures
         except Exception as exc:  # the prompt about them will meet it too, and report it
             self._prepared = None
             log.warning('the pictures cannot be encoded ahead: %s', exc)
+        self._preparing = None  # the model stops where that was its end
 
     # -- one answer --------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, wait
 import logging
 import threading
 from time import perf_counter
@@ -66,8 +66,9 @@ class Requests:
         self._cancel_prompts = cancel_prompts
         self._picture = picture
         self._loaded = settings()
+        self._lock = threading.Lock()  # of the next three
         self._open: dict[str, tuple[Prompt, int]] = {}  # by id, with the bytes of the request
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[Future[None]] = set()
         self._active = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -84,19 +85,11 @@ class Requests:
 
     def stop(self, seconds: float | None = None) -> bool:
         """End all answers; what comes from now on is refused. False when that takes longer."""
-        self._active = False
-        done = asyncio.run_coroutine_threadsafe(self._end_all(), self._loop)
-        try:
-            done.result(seconds)
-        except FutureTimeout:
-            return False
-        return True
-
-    async def _end_all(self) -> None:
-        for prompt, _ in list(self._open.values()):
-            prompt.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        with self._lock:
+            self._active = False
+            tasks = set(self._tasks)
+        self.cancel_all()
+        return not wait(tasks, seconds).not_done
 
     def close(self) -> None:
         """End the thread; nothing may come after that."""
@@ -104,22 +97,25 @@ class Requests:
         self._thread.join()
         self._loop.close()
 
+    def cancel_all(self) -> None:
+        """Cancel every request that is open."""
+        with self._lock:
+            prompts = [prompt for prompt, _ in self._open.values()]
+        for prompt in prompts:
+            prompt.cancel()
+
     # -- one request -------------------------------------------------------------------------
 
     def receive(self, text: str) -> None:
-        """Have a request answered; returns at once. One after ``close`` is lost."""
-        self._loop.call_soon_threadsafe(self._receive, text)
-
-    def _receive(self, text: str) -> None:
+        """Have a request answered; returns at once."""
         number = ''
         try:
             number, fields = read(text)
             if 'cancel' in fields:
                 self._cancel(fields)
-                return
-            if not self._active:
-                raise PromptError('the node is not active: activate it, and send this again')
-            self._begin(check(fields, self._loaded.feed_type), len(text))
+            else:
+                question = check(fields, self._loaded.feed_type)
+                self._begin(question, len(text.encode('utf-8', 'surrogatepass')))
         except VlmError as exc:
             self._refuse(number, str(exc))
         except Exception as exc:  # whatever happens, the next one is answered
@@ -132,28 +128,38 @@ class Requests:
         if not isinstance(which, str) or set(fields) != {'cancel'}:
             raise PromptError('cancel: expected {"cancel": "ID"} or {"cancel": "all"}')
         if which == 'all':
-            for prompt, _ in list(self._open.values()):
-                prompt.cancel()
+            self.cancel_all()
             self._cancel_prompts()
-        elif which in self._open:
-            self._open[which][0].cancel()
+            return
+        with self._lock:
+            prompt, _ = self._open.get(which, (None, 0))
+        if prompt is not None:
+            prompt.cancel()
         else:  # its reply may be on its way, so there is to be no other
             log.info('no request %.60r is being answered', which)
 
     def _begin(self, question: Question, size: int) -> None:
-        if question.id in self._open:
-            raise PromptError(f'id: a request {question.id!r} is being answered')
-        sizes = sum(size for _, size in self._open.values())
-        if len(self._open) >= CAPACITY or sizes + size > CAPACITY_BYTES:
-            raise PromptError(
-                f'{len(self._open)} requests of {sizes} bytes are open, and at most {CAPACITY} of '
-                f'{CAPACITY_BYTES} may be: send it again when some have been answered'
-            )
         prompt = Prompt(question.text, self._reader.now(), id=question.id)
-        self._open[question.id] = prompt, size
-        task = self._loop.create_task(self._answer(question, prompt))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        with self._lock:
+            if not self._active:
+                raise PromptError('the node is not active: activate it, and send this again')
+            if question.id in self._open:
+                raise PromptError(f'id: a request {question.id!r} is being answered')
+            sizes = sum(size for _, size in self._open.values())
+            if len(self._open) >= CAPACITY or sizes + size > CAPACITY_BYTES:
+                raise PromptError(
+                    f'{len(self._open)} requests of {sizes} bytes are open, and at most '
+                    f'{CAPACITY} of {CAPACITY_BYTES} bytes may be: send it again when some have '
+                    'been answered'
+                )
+            self._open[question.id] = prompt, size
+            task = asyncio.run_coroutine_threadsafe(self._answer(question, prompt), self._loop)
+            self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: Future[None]) -> None:
+        with self._lock:
+            self._tasks.discard(task)
 
     async def _answer(self, question: Question, prompt: Prompt) -> None:
         """Answer one request: get its pictures, ask the model, hand out pieces and the whole."""
@@ -227,7 +233,8 @@ class Requests:
         self._publish(Outcome(prompt, Reply('', 'error'), error=why))
 
     def _finish(self, outcome: Outcome) -> None:
-        del self._open[str(outcome.prompt.id)]
+        with self._lock:
+            del self._open[str(outcome.prompt.id)]
         self._publish(outcome)
 
     def _publish(self, outcome: Outcome) -> None:

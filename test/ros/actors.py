@@ -20,7 +20,7 @@ import struct
 import sys
 from time import perf_counter, sleep
 
-from hobot_vlm.ros import main, service
+from hobot_vlm.ros import assembly, main
 from hobot_vlm.ros.inbox import Inbox
 from hobot_vlm.vlm import read_image
 import rclpy
@@ -76,7 +76,7 @@ def asker(count: int) -> None:
 def watched_node(path: str) -> None:
     """Run the node, and note how long its callbacks take and what they meet."""
     lines = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    put_frame, on_prompt = Inbox.put_frame, service.Service._on_prompt
+    put_frame, on_prompt = Inbox.put_frame, assembly.Assembly._on_prompt
     newest = (0, 0)
 
     def note(**what: object) -> None:
@@ -95,20 +95,20 @@ def watched_node(path: str) -> None:
         on_prompt(self, message)
 
     Inbox.put_frame = watched_picture
-    service.Service._on_prompt = watched_prompt
+    assembly.Assembly._on_prompt = watched_prompt
     main.main(['hobot_vlm', *sys.argv[3:]])
 
 
 def slow_node(path: str) -> None:
     """Run the node with a model that takes as long to load as the test wants."""
-    load = service.VLM
+    load = assembly.VLM
 
     def load_later(config):
         while not Path(path).exists():
             sleep(0.01)
         return load(config)
 
-    service.VLM = load_later
+    assembly.VLM = load_later
     main.main(['hobot_vlm', *sys.argv[3:]])
 
 

@@ -51,7 +51,7 @@ DISCOVERY_SECONDS = 1.0
 FLUSH_SECONDS = 0.7
 
 
-class Service:
+class Assembly:
     """
     Answers what comes in on topics, while it is active.
 

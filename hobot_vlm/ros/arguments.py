@@ -120,10 +120,10 @@ def explained(arguments: Sequence[str], error: Exception) -> str:
     """Say in one line why ROS does not take the arguments."""
     for name, value in rules(arguments):
         if not _is_parameter_value(value):
-            shown = value if len(value) <= 100 else f'{value[:99]}…'
+            brief = value if len(value) <= 100 else f'{value[:99]}…'
             return (
-                f'{name} is {shown!r}, which ROS reads as YAML and cannot: for text, quote it '
-                f'twice, as in -p \'{name}:="{shown or "text"}"\''
+                f'{name} is {brief!r}, which ROS reads as YAML and cannot: for text, quote it '
+                f'twice, as in -p \'{name}:="{brief or "text"}"\''
             )
     text = ' '.join(str(error).split()).removeprefix('failed to initialize rcl: ')
     text = text.partition(', at /')[0]

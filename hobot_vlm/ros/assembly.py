@@ -30,11 +30,10 @@ from .outcome import Outcome
 from .prompt_worker import PromptWorker
 from .publishers import Publishers
 from .requests import Requests
-from .. import VLM
 from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..errors import ModelMismatch, PictureError
 from ..values import Pixels, Reply
-from ..vlm import read_image
+from ..vlm import read_image, VLM
 
 #: the picture of feed_type 0 where none is named
 SAMPLE = Path(__file__).parents[1] / 'demo' / 'sample.png'

@@ -2,7 +2,7 @@
 What the launch files are made of: their arguments, and the nodes that those arguments choose.
 
 It knows which packages of a D-Robotics board a choice needs, and names the missing ones before
-anything is started. It knows nothing of models: what the node is told is checked by ``config``.
+anything is started. It knows nothing of models: what the node is given is checked by ``config``.
 """
 
 from __future__ import annotations
@@ -386,7 +386,7 @@ def _quiet(package: str, executable: str, **parameters: Any) -> Node:
 
 
 def _include(package: str, name: str = '', **arguments: str) -> GroupAction:
-    """Include another package's launch file; what it is told and declares stays inside."""
+    """Include another package's launch file; what it is given and declares stays inside."""
     included = IncludeLaunchDescription(
         _launch_file(package, name or package),
         launch_arguments={'log_level': 'warn', **arguments}.items(),

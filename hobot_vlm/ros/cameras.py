@@ -204,7 +204,21 @@ class Camera:
                 f'{self.topic} ({count} of {", ".join(others)}, where {self._kind.kind} is '
                 f'expected: set {cure})'
             )
-        return f'{self.topic} ({count})'
+        return f'{self.topic} ({count}{"" if publishers else self._elsewhere()})'
+
+    def _elsewhere(self) -> str:
+        """Say where pictures are, while there are none here."""
+        shared = in_namespace(HBM_IMAGE.name, self._node.get_namespace())
+        plain = in_namespace(IMAGE.name, self._node.get_namespace())
+        for name, cure in (
+            (f'{self.topic}/compressed', 'set ros_img_sub_topic_name to that'),
+            (shared, 'set is_shared_mem_sub to 1'),
+            (plain, 'set ros_img_sub_topic_name to that, and is_shared_mem_sub to 0'),
+        ):
+            topic = self._node.resolve_topic_name(name)
+            if topic != self.topic and self._node.count_publishers(topic):
+                return f', but pictures on {topic}: {cure}'
+        return ''
 
     def trouble(self, newest: float | None, limit: float) -> str:
         """

@@ -24,8 +24,8 @@ from . import parameters
 from .assembly import Assembly
 from .diagnostics import Diagnostics, Statistics
 from .ros_log import RosHandler
-from .. import VLM
 from ..errors import VlmError
+from ..vlm import VLM
 
 NAME = 'hobot_vlm'
 

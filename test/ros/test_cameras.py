@@ -117,6 +117,20 @@ def test_a_camera_of_another_type_is_reported(robot, start, stranger, transport,
     assert robot.call('cancel').success
 
 
+@pytest.mark.parametrize(
+    'topic, kind, cure',
+    [
+        ('/image/compressed', CompressedImage, 'set ros_img_sub_topic_name to that'),
+        ('/hbmem_img', Int32, 'set is_shared_mem_sub to 1'),
+    ],
+)
+def test_a_camera_on_another_topic_is_found(robot, start, publish, topic, kind, cure):
+    robot.clear()
+    publish(kind, topic)
+    start(feed_type=1)
+    warned(robot, f'/image (0 publishers, but pictures on {topic}: {cure})')
+
+
 def test_prompts_of_another_type_are_reported(robot, start, stranger):
     robot.clear()
     start(feed_type=2)

@@ -16,6 +16,7 @@ import math
 from numbers import Integral
 import os
 from pathlib import Path
+import reprlib
 from typing import Any, TypeVar
 
 from .errors import ConfigError
@@ -23,6 +24,9 @@ from .errors import ConfigError
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
 
 C = TypeVar('C', bound='Config')
+
+quote = reprlib.Repr()  # a message is not to carry all that somebody gave
+quote.maxlevel, quote.maxstring = 2, 100
 
 
 def option(
@@ -219,9 +223,11 @@ class NodeConfig(Config):
     is_shared_mem_sub: int = option(
         0, '1: subscribe to hbm_img_msgs on /hbmem_img', choices=(0, 1)
     )
-    user_prompt: str = option('', 'question of feed_type 0, and of trigger image', live=True)
+    user_prompt: str = option(
+        '', 'question of feed_type 0 and of trigger image; else asked once, first', live=True
+    )
     cute_words: str = option(
-        '', 'phrases with ; between them, one of which is spoken before an answer', live=True
+        '', 'phrases with ; between: one before an answer, or with feed_type 2 at first', live=True
     )
     pre_infer: int = option(
         0,
@@ -236,7 +242,7 @@ class NodeConfig(Config):
     )
     ros_string_sub_topic_name: str = option('/prompt_text', 'topic of the prompts')
     image_transport: str = option(
-        'raw', 'kind of the image messages', choices=('raw', 'compressed')
+        'auto', 'kind of image messages; auto: as published', choices=('auto', 'raw', 'compressed')
     )
     image_qos: str = option(
         'auto',
@@ -335,17 +341,17 @@ def checked(item: Field[Any], value: Any) -> Any:
     elif kind is str and isinstance(value, Path):
         value = str(value)
     if type(value) is not kind:
-        raise ConfigError(f'{name} is {value!r}: expected {_kind_words(kind)}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected {_kind_words(kind)}', name)
     if kind is str and '\0' in value:
         raise ConfigError(f'{name} holds a zero byte: expected text', name)
     if kind is float and not math.isfinite(value):
         raise ConfigError(f'{name} is {value}: expected a finite number', name)
     if meta['choices'] and value not in meta['choices']:
         allowed = ', '.join(repr(c) for c in meta['choices'])
-        raise ConfigError(f'{name} is {value!r}: expected one of {allowed}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected one of {allowed}', name)
     low, high = meta['low'], meta['high']
     if low is not None and not low <= value <= high:
-        raise ConfigError(f'{name} is {value}: expected {low} to {high}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected {low} to {high}', name)
     return value
 
 

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's API and a page, on one loaded model."""

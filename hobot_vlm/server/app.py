@@ -1,0 +1,351 @@
+"""
+The routes: which path does what, and how an answer travels.
+
+One model serves all requests at once; the engine puts them in order. What a request says is read
+by ``openai.py``, what the answer looks like is made by ``answers.py``. A client that goes away
+ends its answer, whether it is streamed or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
+import functools
+from pathlib import Path
+import threading
+import time
+from typing import Any, TYPE_CHECKING, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from . import guard
+from .answers import CompletionWriter, encoded, Writer
+from .fields import Fields, parse
+from .guard import error, error_of, Guard, Receive, Scope, Send, Settings
+from .live import BOUNDARY, Live, pictures
+from .metrics import Metrics
+from .openai import Asked, read_chat, read_completion, read_response
+from .pictures import Pictures
+from .responses import ResponseWriter
+from ..errors import ConfigError, VlmError
+from ..values import Reply
+
+if TYPE_CHECKING:
+    from ..vlm import Stream, VLM
+
+T = TypeVar('T')
+
+PAGE = Path(__file__).with_name('page')
+#: path -> file of the page and its type
+ASSETS = {
+    '/': ('page.html', 'text/html'),
+    '/page.js': ('page.js', 'text/javascript'),
+    '/page.css': ('page.css', 'text/css'),
+    '/icon.svg': ('icon.svg', 'image/svg+xml'),
+}
+#: the page needs nothing from elsewhere, so nothing from elsewhere may come in
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+#: pictures a second of the live picture, where the client names none, and the most
+RATE, MOST_RATE = 5.0, 30.0
+#: while one piece follows the other faster than this, several are sent at once: no eye sees a
+#: hundredth of a second, and a packet for each token would cost a fast model a third of its speed
+FLUSH_SECONDS = 0.01
+
+
+class Service:
+    """
+    The model behind the routes, and what they share.
+
+    :param source: the model, or what loads it; it is then loaded in a thread of its own
+    """
+
+    def __init__(self, source: VLM | Callable[[], VLM], settings: Settings, live: Live) -> None:
+        self.settings = settings
+        self.live = live
+        self.pictures = Pictures(settings.allow_urls, settings.media_path)
+        self.created = int(time.time())
+        self.vlm: VLM | None = None
+        self.failure: Exception | None = None
+        self.stopped = False
+        self.metrics = Metrics(self._count('running'), self._count('waiting'))
+        self.loaded = threading.Event()
+        if callable(source):
+            threading.Thread(target=self._load, args=(source,), daemon=True).start()
+        else:
+            self.vlm = source
+            self.loaded.set()
+
+    def stop(self) -> None:
+        """End the answers that are being made, and the live pictures: the server is to end."""
+        self.stopped = True
+        if self.vlm is not None:
+            self.vlm.cancel()
+
+    def _load(self, load: Callable[[], VLM]) -> None:
+        try:
+            self.vlm = load()
+        except Exception as exc:
+            self.failure = exc
+        self.loaded.set()
+
+    def _count(self, name: str) -> Callable[[], float]:
+        return lambda: float(getattr(self.vlm.status(), name)) if self.vlm else 0.0
+
+    @property
+    def model(self) -> str:
+        """Give the name that clients see."""
+        config = self.vlm.config if self.vlm else None
+        if config is None:
+            return ''
+        return Path(config.llm_model_name).stem or str(config.model)
+
+
+def create_app(
+    source: VLM | Callable[[], VLM], settings: Settings | None = None, live: Live | None = None
+) -> tuple[guard.App, Service]:
+    """
+    Make the application.
+
+    :param source: the model, or what loads it while the server already runs
+    :param live: the picture of a robot, and its standing questions
+    :return: the ASGI application, and what it shares with whoever runs it
+    """
+    service = Service(source, settings or Settings(), live or Live())
+    routes = _Routes(service)
+    chat = functools.partial(routes.answer, read_chat, Writer)
+    completion = functools.partial(routes.answer, read_completion, CompletionWriter)
+    response = functools.partial(routes.answer, read_response, ResponseWriter)
+    table: list[tuple[str, str, Callable[[Request], Awaitable[Any]]]] = [
+        ('GET', '/health', routes.health),
+        ('GET', '/metrics', routes.metrics),
+        ('GET', '/live', routes.live),
+        ('GET', '/live.mjpeg', routes.live_pictures),
+        ('GET', '/v1/models', routes.models),
+        ('GET', '/v1/models/{name:path}', routes.one_model),
+        ('POST', '/v1/chat/completions', chat),
+        ('POST', '/v1/completions', completion),
+        ('POST', '/v1/responses', response),
+        ('POST', '/tokenize', routes.tokenize),
+    ]
+    table += [('GET', path, routes.asset) for path in ASSETS]
+    paths = {path for _, path, _ in table}
+    inner = Starlette(
+        routes=[Route(path, _plain(handler), methods=[verb]) for verb, path, handler in table],
+        exception_handlers={HTTPException: _http_error},
+    )
+
+    def count(path: str, status: int) -> None:
+        service.metrics.request(path if path in paths else 'other', status)
+
+    return Guard(inner, service.settings, count), service
+
+
+def _plain(handler: Callable[[Request], Awaitable[Any]]) -> Any:
+    """Give a coroutine function, which old versions of Starlette do not see in a method."""
+
+    async def endpoint(request: Request) -> Any:
+        return await handler(request)
+
+    return endpoint
+
+
+async def _http_error(request: Request, exc: Any) -> Response:
+    """Say what Starlette found wrong."""
+    texts = {404: 'there is no such path', 405: 'this path has another method'}
+    return error(exc.status_code, f'{texts.get(exc.status_code, exc.detail)}: see docs/serving.md')
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Run what may wait."""
+    return await asyncio.get_running_loop().run_in_executor(
+        None, functools.partial(function, *args)
+    )
+
+
+class _Routes:
+    """What the paths do."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    # -- small ones ----------------------------------------------------------------------------
+
+    async def asset(self, request: Request) -> Response:
+        """Give a file of the page."""
+        name, kind = ASSETS[request.url.path]
+        headers = {'Content-Security-Policy': POLICY, 'Cache-Control': 'no-cache'}
+        return Response((PAGE / name).read_bytes(), 200, headers, kind)
+
+    async def health(self, request: Request) -> Response:
+        """Say whether requests are answered."""
+        missing = self._missing()
+        return missing or JSONResponse({'status': 'ok'})
+
+    def _missing(self) -> Response | None:
+        if self._service.stopped:
+            return error(503, 'the server is being stopped', code='stopping')
+        if self._service.vlm is not None:
+            return None
+        if self._service.failure is not None:
+            return error(503, f'the model cannot be loaded: {self._service.failure}')
+        return error(503, 'Loading model', code='loading')
+
+    async def metrics(self, request: Request) -> Response:
+        """Give the counters."""
+        return Response(self._service.metrics.text(), media_type='text/plain; version=0.0.4')
+
+    async def live(self, request: Request) -> Response:
+        """Say whether there is a live picture, and what the standing questions came to."""
+        return JSONResponse(await _in_thread(self._service.live.state))
+
+    async def live_pictures(self, request: Request) -> Any:
+        """Stream the live picture."""
+        service = self._service
+        if service.live.picture is None:
+            return error(404, 'there is no live picture: the ROS node has one')
+        query = Fields({name: float(text) if text.replace('.', '', 1).isdigit() else text
+                        for name, text in request.query_params.items()})  # fmt: skip
+        try:
+            rate = query.number('rate', 0.01, MOST_RATE) or RATE
+        except VlmError as exc:
+            return error_of(exc)
+        parts = pictures(service.live, rate, _in_thread, lambda: service.stopped)
+        return _Streamed(f'multipart/x-mixed-replace; boundary={BOUNDARY}', parts)
+
+    async def models(self, request: Request) -> Response:
+        """List the one model."""
+        return self._missing() or JSONResponse({'object': 'list', 'data': [self._model()]})
+
+    async def one_model(self, request: Request) -> Response:
+        """Describe the model, if that is its name."""
+        if request.path_params['name'] != self._service.model:
+            return self._missing() or error(404, 'there is no such model; see /v1/models')
+        return JSONResponse(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        return {
+            'id': self._service.model,
+            'object': 'model',
+            'created': self._service.created,
+            'owned_by': 'hobot_vlm',
+        }
+
+    async def tokenize(self, request: Request) -> Response:
+        """Give the tokens of a text, which llama.cpp names content and vLLM prompt."""
+        vlm = self._service.vlm
+        if vlm is None:
+            return self._missing() or error(503, 'Loading model')
+        try:
+            fields = Fields(parse(await self._body(request)))
+            text = fields.text('content')
+            text = fields.needed_text('prompt') if text is None else text
+            fields.neutral({'add_special': (False,), 'with_pieces': (False,)})
+            fields.ignore('model', 'parse_special', 'add_special_tokens')
+            fields.end()
+            tokens = await _in_thread(vlm.tokenize, text)
+        except _TooLarge as exc:
+            return exc.response
+        except VlmError as exc:
+            return error_of(exc)
+        return JSONResponse({'tokens': tokens, 'count': len(tokens)})
+
+    # -- answers -------------------------------------------------------------------------------
+
+    async def answer(
+        self,
+        read: Callable[[Any, Callable[[str, str], bytes]], Asked],
+        write: Callable[[Asked, str], Writer],
+        request: Request,
+    ) -> Any:
+        """Answer a request of one of the three kinds."""
+        missing = self._missing()
+        if missing is not None or self._service.vlm is None:
+            return missing
+        try:
+            body = await self._body(request)
+            asked = await _in_thread(lambda: read(parse(body), self._service.pictures.get))
+        except _TooLarge as exc:
+            return exc.response
+        except VlmError as exc:
+            return error_of(exc)
+        return _Answer(self._service, self._service.vlm, asked, write(asked, self._service.model))
+
+    async def _body(self, request: Request) -> bytes:
+        """
+        Read the body.
+
+        :raises _TooLarge: it has more bytes than allowed; it is then read to its end, so that the
+            client comes to read the answer
+        """
+        most = self._service.settings.max_body
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size <= most:
+                parts.append(part)
+            else:
+                parts.clear()
+        if size > most:
+            raise _TooLarge(most)
+        return b''.join(parts)
+
+
+class _TooLarge(Exception):
+    """A body above the limit."""
+
+    def __init__(self, most: int) -> None:
+        text = f'the body has more than {most} bytes: send smaller pictures, or raise --max-body'
+        self.response = error(413, text, code='body_too_large')
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do something for a client; when it goes away, stop."""
+
+    async def gone() -> None:
+        while (await receive())['type'] != 'http.disconnect':
+            pass
+
+    watch = asyncio.ensure_future(gone())
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({watch, task}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watch.cancel()
+        unfinished = not task.done()
+        task.cancel()
+        with suppress(asyncio.CancelledError, ClientDisconnect):
+            await task
+        if unfinished:
+            task.cancelled()
+
+
+class _Streamed:
+    """Sends the parts of something without end."""
+
+    def __init__(self, kind: str, parts: AsyncIterator[bytes]) -> None:
+        self._kind = kind
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the client goes."""
+        await _unless_gone(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        await send(_start(self._kind))
+        async for part in self._parts:
+            await send({'type': 'http.response.body', 'body': part, 'more_body': True})
+        await send({'type': 'http.response.body', 'body': b''})
+
+
+def _start(kind: str) -> dict[str, Any]:
+    headers = [(b'content-type', kind.encode()), (b'cache-control', b'no-store')]
+    headers.append((b'x-accel-buffering', b'no'))  # nginx would keep pieces back
+    return {'type': 'http.response.start', 'status': 200, 'headers': headers}

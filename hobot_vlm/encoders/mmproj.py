@@ -22,8 +22,8 @@ import numpy.typing as npt
 from . import EncoderOptions, VisionEncoder
 from .pixels import check_embeddings, check_tiles
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
-from ..llama.gguf import GgufHeader, read_gguf
 from ..llama.backend import last_errors, on_log, start_backend
+from ..llama.gguf import GgufHeader, read_gguf
 from ..machine import usable_cores
 from ..values import ImageTiles
 

@@ -94,14 +94,6 @@ def _finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else LOWEST_LOGPROB
 
 
-def boxes(reply: Reply) -> list[Event]:
-    """Give the regions that an answer names, in pixels of the picture."""
-    return [
-        {'label': box.label, 'x1': box.x1, 'y1': box.y1, 'x2': box.x2, 'y2': box.y2}
-        for box in reply.boxes
-    ]
-
-
 class Writer:
     """
     Writes chat completions.
@@ -119,16 +111,12 @@ class Writer:
         self.id = f'{self.prefix}-{uuid.uuid4().hex}'
         self.model = model
         self.created = int(time.time())
-        self._readers = (
-            [ToolReader(asked.raw) for _ in range(asked.n)] if asked.toolbox else []
-        )
+        self._readers = [ToolReader(asked.raw) for _ in range(asked.n)] if asked.toolbox else []
         self._called: set[int] = set()
 
     def begin(self) -> list[Event]:
         """Give the events before the first piece."""
-        return [
-            self._chunk(i, {'role': 'assistant', 'content': ''}) for i in range(self.asked.n)
-        ]
+        return [self._chunk(i, {'role': 'assistant', 'content': ''}) for i in range(self.asked.n)]
 
     def piece(self, index: int, chunk: TextChunk) -> list[Event]:
         """Give the events of a piece of one answer."""
@@ -143,8 +131,6 @@ class Writer:
         reason = 'tool_calls' if index in self._called else finish_reason(reply)
         event = self._chunk(index, {}, reason=reason)
         event['timings'] = timings(reply)
-        if reply.boxes:
-            event['boxes'] = boxes(reply)
         return [event]
 
     def finish(self, replies: Sequence[Reply]) -> list[Event]:
@@ -219,8 +205,6 @@ class Writer:
                 reason = 'tool_calls'
         if reply.thinking:
             message['reasoning_content'] = reply.thinking
-        if reply.boxes:
-            message['boxes'] = boxes(reply)
         return {
             'index': index,
             'message': message,
@@ -265,11 +249,7 @@ class CompletionWriter(Writer):
         return [{**self._head(), 'choices': [], 'usage': self._usage(replies)}]
 
     def _text(
-        self,
-        index: int,
-        text: str,
-        found: Sequence[TokenLogprob],
-        reason: str | None = None,
+        self, index: int, text: str, found: Sequence[TokenLogprob], reason: str | None = None
     ) -> Event:
         logprobs = self._old_logprobs(index, found)
         choice = {'index': index, 'text': text, 'logprobs': logprobs, 'finish_reason': reason}

@@ -9,8 +9,8 @@ ends its answer, whether it is streamed or not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 import functools
 from pathlib import Path
 import threading
@@ -19,24 +19,24 @@ from typing import Any, TYPE_CHECKING, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from . import guard
-from .answers import CompletionWriter, encoded, Writer
+from .answers import CompletionWriter, Writer
 from .fields import Fields, parse
-from .guard import error, error_of, Guard, Receive, Scope, Send, Settings
+from .flow import Answer, Streamed
+from .guard import error, error_of, Guard, Settings
 from .live import BOUNDARY, Live, pictures
 from .metrics import Metrics
 from .openai import Asked, read_chat, read_completion, read_response
 from .pictures import Pictures
 from .responses import ResponseWriter
-from ..errors import ConfigError, VlmError
-from ..values import Reply
+from ..errors import VlmError
 
 if TYPE_CHECKING:
-    from ..vlm import Stream, VLM
+    from ..vlm import VLM
 
 T = TypeVar('T')
 
@@ -55,9 +55,8 @@ POLICY = (
 )
 #: pictures a second of the live picture, where the client names none, and the most
 RATE, MOST_RATE = 5.0, 30.0
-#: while one piece follows the other faster than this, several are sent at once: no eye sees a
-#: hundredth of a second, and a packet for each token would cost a fast model a third of its speed
-FLUSH_SECONDS = 0.01
+#: threads that read requests, fetch pictures and make JPEGs: most of them wait for something
+THREADS = 16
 
 
 class Service:
@@ -75,8 +74,10 @@ class Service:
         self.vlm: VLM | None = None
         self.failure: Exception | None = None
         self.stopped = False
-        self.metrics = Metrics(self._count('running'), self._count('waiting'))
         self.loaded = threading.Event()
+        self.metrics = Metrics(lambda: self.vlm.status() if self.vlm else None)
+        self.answers: set[Answer] = set()
+        self._threads = ThreadPoolExecutor(THREADS, 'http')
         if callable(source):
             threading.Thread(target=self._load, args=(source,), daemon=True).start()
         else:
@@ -86,8 +87,13 @@ class Service:
     def stop(self) -> None:
         """End the answers that are being made, and the live pictures: the server is to end."""
         self.stopped = True
-        if self.vlm is not None:
-            self.vlm.cancel()
+        for answer in tuple(self.answers):
+            answer.cancel()
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run what may wait."""
+        work = functools.partial(function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _load(self, load: Callable[[], VLM]) -> None:
         try:
@@ -95,17 +101,6 @@ class Service:
         except Exception as exc:
             self.failure = exc
         self.loaded.set()
-
-    def _count(self, name: str) -> Callable[[], float]:
-        return lambda: float(getattr(self.vlm.status(), name)) if self.vlm else 0.0
-
-    @property
-    def model(self) -> str:
-        """Give the name that clients see."""
-        config = self.vlm.config if self.vlm else None
-        if config is None:
-            return ''
-        return Path(config.llm_model_name).stem or str(config.model)
 
 
 def create_app(
@@ -163,13 +158,6 @@ async def _http_error(request: Request, exc: Any) -> Response:
     return error(exc.status_code, f'{texts.get(exc.status_code, exc.detail)}: see docs/serving.md')
 
 
-async def _in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Run what may wait."""
-    return await asyncio.get_running_loop().run_in_executor(
-        None, functools.partial(function, *args)
-    )
-
-
 class _Routes:
     """What the paths do."""
 
@@ -204,7 +192,7 @@ class _Routes:
 
     async def live(self, request: Request) -> Response:
         """Say whether there is a live picture, and what the standing questions came to."""
-        return JSONResponse(await _in_thread(self._service.live.state))
+        return JSONResponse(await self._service.in_thread(self._service.live.state))
 
     async def live_pictures(self, request: Request) -> Any:
         """Stream the live picture."""
@@ -217,8 +205,8 @@ class _Routes:
             rate = query.number('rate', 0.01, MOST_RATE) or RATE
         except VlmError as exc:
             return error_of(exc)
-        parts = pictures(service.live, rate, _in_thread, lambda: service.stopped)
-        return _Streamed(f'multipart/x-mixed-replace; boundary={BOUNDARY}', parts)
+        parts = pictures(service.live, rate, service.in_thread, lambda: service.stopped)
+        return Streamed(f'multipart/x-mixed-replace; boundary={BOUNDARY}', parts)
 
     async def models(self, request: Request) -> Response:
         """List the one model."""
@@ -226,13 +214,14 @@ class _Routes:
 
     async def one_model(self, request: Request) -> Response:
         """Describe the model, if that is its name."""
-        if request.path_params['name'] != self._service.model:
+        if request.path_params['name'] != self._model()['id']:
             return self._missing() or error(404, 'there is no such model; see /v1/models')
         return JSONResponse(self._model())
 
     def _model(self) -> dict[str, Any]:
+        vlm = self._service.vlm
         return {
-            'id': self._service.model,
+            'id': vlm.name if vlm else '',
             'object': 'model',
             'created': self._service.created,
             'owned_by': 'hobot_vlm',
@@ -250,7 +239,7 @@ class _Routes:
             fields.neutral({'add_special': (False,), 'with_pieces': (False,)})
             fields.ignore('model', 'parse_special', 'add_special_tokens')
             fields.end()
-            tokens = await _in_thread(vlm.tokenize, text)
+            tokens = await self._service.in_thread(vlm.tokenize, text)
         except _TooLarge as exc:
             return exc.response
         except VlmError as exc:
@@ -271,12 +260,15 @@ class _Routes:
             return missing
         try:
             body = await self._body(request)
-            asked = await _in_thread(lambda: read(parse(body), self._service.pictures.get))
+            asked = await self._service.in_thread(
+                lambda: read(parse(body), self._service.pictures.get)
+            )
         except _TooLarge as exc:
             return exc.response
         except VlmError as exc:
             return error_of(exc)
-        return _Answer(self._service, self._service.vlm, asked, write(asked, self._service.model))
+        vlm = self._service.vlm
+        return Answer(self._service, vlm, asked, write(asked, vlm.name))
 
     async def _body(self, request: Request) -> bytes:
         """
@@ -304,48 +296,3 @@ class _TooLarge(Exception):
     def __init__(self, most: int) -> None:
         text = f'the body has more than {most} bytes: send smaller pictures, or raise --max-body'
         self.response = error(413, text, code='body_too_large')
-
-
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do something for a client; when it goes away, stop."""
-
-    async def gone() -> None:
-        while (await receive())['type'] != 'http.disconnect':
-            pass
-
-    watch = asyncio.ensure_future(gone())
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({watch, task}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        watch.cancel()
-        unfinished = not task.done()
-        task.cancel()
-        with suppress(asyncio.CancelledError, ClientDisconnect):
-            await task
-        if unfinished:
-            task.cancelled()
-
-
-class _Streamed:
-    """Sends the parts of something without end."""
-
-    def __init__(self, kind: str, parts: AsyncIterator[bytes]) -> None:
-        self._kind = kind
-        self._parts = parts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the client goes."""
-        await _unless_gone(receive, self._send(send))
-
-    async def _send(self, send: Send) -> None:
-        await send(_start(self._kind))
-        async for part in self._parts:
-            await send({'type': 'http.response.body', 'body': part, 'more_body': True})
-        await send({'type': 'http.response.body', 'body': b''})
-
-
-def _start(kind: str) -> dict[str, Any]:
-    headers = [(b'content-type', kind.encode()), (b'cache-control', b'no-store')]
-    headers.append((b'x-accel-buffering', b'no'))  # nginx would keep pieces back
-    return {'type': 'http.response.start', 'status': 200, 'headers': headers}

@@ -190,8 +190,7 @@ class Fields:
             near = difflib.get_close_matches(name, KNOWN, 1)
             hint = f'; did you mean {near[0]}?' if near else ': leave it out'
             raise ConfigError(
-                f'{self.path(shortened(name))} is not known here{hint}',
-                self.path(shortened(name)),
+                f'{self.path(shortened(name))} is not known here{hint}', self.path(shortened(name))
             )
 
 

@@ -109,14 +109,12 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a connection."""
         if scope['type'] != 'http':
-            await self._other(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         headers = {name.decode('latin-1'): value.decode('latin-1')
                    for name, value in scope['headers']}  # fmt: skip
         origin = headers.get('origin', '')
-        allowed = origin and (
-            '*' in self._settings.origins or origin in self._settings.origins
-        )
+        allowed = origin and ('*' in self._settings.origins or origin in self._settings.origins)
         begun = False
 
         async def counted(message: MutableMapping[str, Any]) -> None:
@@ -170,13 +168,3 @@ class Guard:
             return None
         return error(401, 'wrong or missing API key: send Authorization: Bearer KEY',
                      code='invalid_api_key')  # fmt: skip
-
-    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle what is no request: start and end of the server, and WebSockets."""
-        if scope['type'] == 'lifespan':
-            for kind in ('startup', 'shutdown'):
-                await receive()
-                await send({'type': f'lifespan.{kind}.complete'})
-        elif scope['type'] == 'websocket':
-            await receive()
-            await send({'type': 'websocket.close', 'code': 1003})

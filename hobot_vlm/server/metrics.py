@@ -7,11 +7,12 @@ no requests and no HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, Histogram
+from prometheus_client import CollectorRegistry, Counter, generate_latest, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from ..values import Reply
+from ..values import Reply, Status
 
 #: seconds; from a repeated question on a PC to a large picture on a board
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -19,21 +20,38 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
+class _Now:
+    """What the model counts itself, for all who ask it; read when somebody looks."""
+
+    def __init__(self, status: Callable[[], Status | None]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the figures."""
+        now = self._status()
+        if now is None:
+            return
+        yield GaugeMetricFamily('vlm_requests_running', 'Answers being made', now.running)
+        yield GaugeMetricFamily('vlm_requests_waiting', 'Requests waiting', now.waiting)
+        yield GaugeMetricFamily('vlm_tiles_encoding', 'Tiles in the encoder', now.encoding)
+        yield CounterMetricFamily(
+            'vlm_picture_cache_hits', 'Pictures that were known', now.image_hits
+        )
+        yield CounterMetricFamily(
+            'vlm_picture_cache_misses', 'Pictures that had to be encoded', now.image_misses
+        )
+
+
 class Metrics:
     """
     Counts requests and answers.
 
-    :param running: how many answers are being made
-    :param waiting: how many requests wait
+    :param status: says what the model is doing; None while there is no model
     """
 
-    def __init__(self, running: Callable[[], float], waiting: Callable[[], float]) -> None:
+    def __init__(self, status: Callable[[], Status | None]) -> None:
         self.registry = kept = CollectorRegistry()
-        for name, text, function in (
-            ('vlm_requests_running', 'Answers that are being made', running),
-            ('vlm_requests_waiting', 'Requests that wait for their turn', waiting),
-        ):
-            Gauge(name, text, registry=kept).set_function(function)
+        kept.register(_Now(status))
         self._requests = Counter(
             'vlm_http_requests', 'Requests by path and status', ('path', 'status'), registry=kept
         )
@@ -58,12 +76,6 @@ class Metrics:
             buckets=SECONDS,
             registry=kept,
         )
-        self._seen = Counter(
-            'vlm_picture_requests', 'Answers about pictures', registry=kept
-        )
-        self._hits = Counter(
-            'vlm_picture_cache_hits', 'Answers whose pictures were all known', registry=kept
-        )
         self._prompt = Counter('vlm_prompt_tokens', 'Tokens of prompts', registry=kept)
         self._reused = Counter(
             'vlm_reused_tokens', 'Tokens of prompts that the KV cache had', registry=kept
@@ -85,12 +97,8 @@ class Metrics:
             self._first.observe(times.ttft_ms / 1000)
         if times.tokens_per_second:
             self._token.observe(1 / times.tokens_per_second)
-        if reply.image_tokens:
-            self._seen.inc()
-            if times.encode_ms:
-                self._encode.observe(times.encode_ms / 1000)
-            else:
-                self._hits.inc()
+        if times.encode_ms:
+            self._encode.observe(times.encode_ms / 1000)
 
     def text(self) -> bytes:
         """Give all of it as Prometheus reads it."""

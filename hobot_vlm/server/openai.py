@@ -202,9 +202,7 @@ def _asked(
     fields.neutral(NEUTRAL)
     fields.ignore(*IGNORED)
     fields.end()
-    return Asked(
-        (messages.list,), options, n, stream, usage, top, toolbox, schema is not None
-    )
+    return Asked((messages.list,), options, n, stream, usage, top, toolbox, schema is not None)
 
 
 def _sampling(fields: Fields) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 from typing import Any
 import uuid
 
-from .answers import boxes, Event, finish_reason, logprob_entries, timings, Writer
+from .answers import Event, finish_reason, logprob_entries, timings, Writer
 from .openai import Asked
 from .tools import ToolReader
 from ..values import Reply, TextChunk, TokenLogprob
@@ -74,8 +74,6 @@ class ResponseWriter(Writer):
         events = self._close(reply)
         if not self._items:  # an empty answer is a message still
             events += self._add('message', 'output_text', '') + self._close(reply)
-        if reply.boxes:
-            self._items[-1]['boxes'] = boxes(reply)
         return events
 
     def finish(self, replies: Sequence[Reply]) -> list[Event]:
@@ -85,9 +83,9 @@ class ResponseWriter(Writer):
 
     # -- items ---------------------------------------------------------------------------------
 
-    def _event(self, name: str, **fields: Any) -> Event:
+    def _event(self, kind: str, /, **fields: Any) -> Event:
         self._number += 1
-        return {'type': name, 'sequence_number': self._number, **fields}
+        return {'type': kind, 'sequence_number': self._number, **fields}
 
     def _here(self) -> Event:
         """Give the fields that say which item, and which part of it, an event is about."""
@@ -101,9 +99,9 @@ class ResponseWriter(Writer):
         events = []
         if self._open is None or self._open['type'] != kind:
             events += self._close(None)
-            item = {'id': _id('msg' if kind == 'message' else 'rs'), 'type': kind}
-            item |= {'status': 'in_progress', 'content': []}
-            item |= {'role': 'assistant'} if kind == 'message' else {'summary': []}
+            item: Event = {'id': _id('msg' if kind == 'message' else 'rs'), 'type': kind}
+            item.update(status='in_progress', content=[])
+            item.update({'role': 'assistant'} if kind == 'message' else {'summary': []})
             events += self._open_item(item)
             self._part = {'type': part, 'text': ''}
             if kind == 'message':
@@ -149,7 +147,7 @@ class ResponseWriter(Writer):
         if item is None:
             return []
         if part is not None:
-            fields = {'text': part['text']}
+            fields: Event = {'text': part['text']}
             if part['type'] == 'output_text':
                 fields['logprobs'] = part['logprobs']
             events.append(self._event(f'response.{part["type"]}.done', **self._here(), **fields))

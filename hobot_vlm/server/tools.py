@@ -224,7 +224,7 @@ class ToolReader:
     def _value(self) -> str:
         """Give what is new of the value; the brace that closes the whole answer is not its."""
         whole = self._text.rstrip()
-        end = len(whole) - 1 if whole.endswith('}') else len(whole)
+        end = len(whole[:-1].rstrip() if whole.endswith('}') else whole)
         piece = self._text[self._sent : end] if end > self._sent else ''
         self._sent = max(end, self._sent)
         return piece

@@ -128,7 +128,9 @@ class Writer:
 
     def end(self, index: int, reply: Reply) -> list[Event]:
         """Give the events at the end of one answer."""
-        reason = 'tool_calls' if index in self._called else finish_reason(reply)
+        reason = finish_reason(reply)
+        if reason == 'stop' and index in self._called:
+            reason = 'tool_calls'
         event = self._chunk(index, {}, reason=reason)
         event['timings'] = timings(reply)
         return [event]
@@ -202,7 +204,7 @@ class Writer:
                 function = {'name': reader.call.name, 'arguments': arguments}
                 call = {'id': reader.call.id, 'type': 'function', 'function': function}
                 message |= {'content': None, 'tool_calls': [call]}
-                reason = 'tool_calls'
+                reason = 'tool_calls' if reason == 'stop' else reason
         if reply.thinking:
             message['reasoning_content'] = reply.thinking
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 import hmac
+import ipaddress
 import logging
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,6 +62,14 @@ class Settings:
     max_body: int = 32 << 20  # a 4K picture as PNG in base64, and room
     allow_urls: bool = False
     media_path: str = ''
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host.strip('[]')).is_loopback
+    except ValueError:
+        return host.lower() == 'localhost'
 
 
 def error(

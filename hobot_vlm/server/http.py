@@ -6,7 +6,6 @@ Knows neither the routes nor the model.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import threading
 from typing import Any
@@ -15,15 +14,7 @@ from .app import create_app, Service
 from .guard import App
 from ..errors import ConfigError
 
-__all__ = ['HttpServer', 'create_app', 'is_local']
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host.strip('[]')).is_loopback
-    except ValueError:
-        return host.lower() == 'localhost'
+__all__ = ['HttpServer', 'create_app']
 
 
 class HttpServer:
@@ -52,6 +43,11 @@ class HttpServer:
         """Give the address that a browser takes."""
         host = '127.0.0.1' if self.host == '0.0.0.0' else '::1' if self.host == '::' else self.host
         return f'http://{f"[{host}]" if ":" in host else host}:{self.port}'
+
+    @property
+    def running(self) -> bool:
+        """Whether it still listens."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """End all answers, and then the server; twice is harmless."""

@@ -8,6 +8,7 @@ picture lies elsewhere, ``pictures.py`` fetches it; whether it is one, the engin
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 import json
 from typing import Any
 
@@ -158,20 +159,16 @@ def _call(value: Any, where: str) -> str:
     function = Fields(value, where).object('function')
     if function is None:
         raise ConfigError(f'{where}.function is missing: expected an object', where)
-    return call_text(function.needed_text('name'), function.any('arguments', '{}'), where)
+    return call_text(function.needed_text('name'), function.any('arguments', '{}'))
 
 
-def call_text(name: str, arguments: Any, where: str) -> str:
+def call_text(name: str, arguments: Any) -> str:
     """
     Give a call of a tool as the model writes it.
 
     :param arguments: an object, or its JSON
     """
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError, RecursionError):  # a call that was cut short goes back as it is
             arguments = json.loads(arguments or '{}')
-        except (ValueError, RecursionError) as exc:
-            raise ConfigError(
-                f'{where}.arguments is no JSON: expected that of an object', where
-            ) from exc
     return clean(json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False))

@@ -317,7 +317,7 @@ def _input(value: Any, messages: Messages) -> None:
             messages.add({k: v for k, v in item.items() if k != 'type'}, where)
         elif kind == 'function_call':
             name = fields.needed_text('name')
-            text = call_text(name, fields.any('arguments', '{}'), where)
+            text = call_text(name, fields.any('arguments', '{}'))
             messages.append('assistant', [{'type': 'text', 'text': text}])
         elif kind == 'function_call_output':
             messages.add({'role': 'tool', 'content': fields.any('output', '')}, where)

@@ -96,16 +96,18 @@ class ResponseWriter(Writer):
     def _add(
         self, kind: str, part: str, text: str, found: Sequence[TokenLogprob] = ()
     ) -> list[Event]:
-        events = []
+        events: list[Event] = []
         if self._open is None or self._open['type'] != kind:
             events += self._close(None)
             item: Event = {'id': _id('msg' if kind == 'message' else 'rs'), 'type': kind}
             item.update(status='in_progress', content=[])
-            item.update({'role': 'assistant'} if kind == 'message' else {'summary': []})
-            events += self._open_item(item)
-            self._part = {'type': part, 'text': ''}
             if kind == 'message':
-                self._part |= {'annotations': [], 'logprobs': []}
+                item['role'] = 'assistant'
+            else:
+                item['summary'] = []
+            events += self._open_item(item)
+            lists: Event = {'annotations': [], 'logprobs': []} if kind == 'message' else {}
+            self._part = {'type': part, 'text': '', **lists}
             events.append(
                 self._event('response.content_part.added', **self._here(), part=dict(self._part))
             )

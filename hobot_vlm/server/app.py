@@ -45,6 +45,8 @@ PAGE = Path(__file__).with_name('page')
 ASSETS = {
     '/': ('page.html', 'text/html'),
     '/page.js': ('page.js', 'text/javascript'),
+    '/common.js': ('common.js', 'text/javascript'),
+    '/eye.js': ('eye.js', 'text/javascript'),
     '/page.css': ('page.css', 'text/css'),
     '/icon.svg': ('icon.svg', 'image/svg+xml'),
 }

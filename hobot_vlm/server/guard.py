@@ -28,7 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: names under which a browser on this machine reaches a server that listens to nobody else
 LOCAL_NAMES = ('localhost', '127.0.0.1', '::1')
 #: what may be read without the key: the page, which then asks for it, and the health
-OPEN_PATHS = ('/', '/health', '/page.js', '/page.css', '/icon.svg', '/favicon.ico')
+OPEN_PATHS = ('/', '/health', '/page.js', '/common.js', '/eye.js', '/page.css', '/icon.svg')
 
 #: status -> OpenAI's type of the error
 TYPES = {

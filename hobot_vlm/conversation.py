@@ -77,22 +77,16 @@ class Conversation:
             then decodes the history, but encodes no picture
         :raises StateError: it cannot be written
         """
-        ids: list[int] = []
-        kv: bytearray | None = None
+        found = None
         for _ in range(SAVE_ATTEMPTS if cells else 0):
             self.prefill()
-            start = self._vlm.start_of(self)
-            if not start.ids:
+            found = self._vlm.cells_of(self)
+            if found:
                 break
-            kv = self._vlm.cells_of(self, start)
-            if kv is not None:
-                ids = start.ids
-                break
+        ids, kv = found or ([], bytearray())
         conversation_file.write(
             Path(path).expanduser(),
-            conversation_file.Saved(
-                self.system_prompt, self.overflow, list(self.turns), ids, kv or b''
-            ),
+            conversation_file.Saved(self.system_prompt, self.overflow, list(self.turns), ids, kv),
             self._vlm.identity,
         )
 

@@ -9,36 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as List
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cached_property, partial
 import logging
 from pathlib import Path
 import threading
 from typing import Any
 
-from . import catalogue, conversation_file, loader
-from .config import Config, PER_REQUEST
+from . import catalogue, conversation_file, loader, many
+from .config import Config
 from .conversation import Conversation
 from .engine.engine import Engine
 from .engine.image_encoder import ImageEncoder, ImageJob
 from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Stream
-from .errors import ConfigError, PictureError, StateError, VlmError
-from .families import boxes
+from .errors import StateError, VlmError
 from .image.load import load_rgb
-from .llama.context import MAX_SEQUENCES
-from .llama.kv_cache import common, KvCache
+from .llama.kv_cache import KvCache
 from .llama.sampler import Sampler
-from .prompt import history
-from .prompt.template import ends_in_thought
-from .prompt.tokens import Prompt, to_prompt, tokenize_plainly
+from .prompt.tokens import tokenize_plainly
+from .prompt_maker import PromptMaker
 from .values import Images, ImageSource, Pixels, Reply, Status
 
 logger = logging.getLogger('hobot_vlm')
-
-#: questions of ``ask_many`` whose pictures are encoded before it is their turn
-LOOK_AHEAD = 3
 
 #: what ``stream`` takes besides options
 FIELDS = {f.name for f in fields(Request)} - {'prompt', 'images', 'options'}
@@ -65,6 +59,7 @@ class VLM:
         """
         self._parts = loader.load(config)
         self._images = ImageEncoder(self._parts.encoder, self._parts.family)
+        self._maker = PromptMaker(self._parts)
         self._cache = KvCache(self._parts.context)
         self._engine = Engine(self._cache)
         self._prompts = ThreadPoolExecutor(1, 'prompt')  # templates and tokens, off the engine
@@ -169,32 +164,13 @@ class VLM:
         :param more: what all questions given as a tuple have in common, as for ``ask``
         :return: for each question its reply, or the error that it met
         """
-        if not 1 <= parallel <= MAX_SEQUENCES:
-            raise ConfigError(f'parallel is {parallel}: expected 1 to {MAX_SEQUENCES}', 'parallel')
-        replies: list[Reply | VlmError | Stream] = []
-        for i, question in enumerate(questions):
-            if i >= parallel + LOOK_AHEAD:
-                self._settle(replies, i - parallel - LOOK_AHEAD)
-            try:
-                asked = (
-                    question if isinstance(question, Request) else make_request(*question, **more)
-                )
-                replies.append(self.submit(asked))
-            except VlmError as exc:
-                replies.append(exc)
-        return [self._settle(replies, i) for i in range(len(replies))]
+        return many.ask_many(self, questions, parallel, more)
 
-    @staticmethod
-    def _settle(replies: list[Reply | VlmError | Stream], i: int) -> Reply | VlmError:
-        """Put what came of a question in the place of its stream."""
-        reply = replies[i]
-        if isinstance(reply, Stream):
-            try:
-                reply = reply.wait()
-            except VlmError as exc:
-                reply = exc
-            replies[i] = reply
-        return reply
+    def look_at(self, request: Request) -> ImageJob:
+        """Begin to encode the pictures of a request."""
+        return self._images.submit(
+            request.sources, self._maker.config_of(request), request.priority
+        )
 
     def encode(self, images: Images, **options: Any) -> None:
         """
@@ -203,9 +179,7 @@ class VLM:
         :param options: any of ``config.PER_REQUEST``
         :raises PictureError: a picture cannot be read
         """
-        request = make_request('.', images, **options)
-        config = self._config_of(request, '')
-        job = self._images.submit(request.sources, config, request.priority)
+        job = self.look_at(make_request('.', images, **options))
         for image in job.images.result():
             for tile in image.tiles:
                 tile.encoded.result()
@@ -250,44 +224,65 @@ class VLM:
 
     # -- the flow ----------------------------------------------------------------------------
 
-    def submit(self, request: Request, conversation: Conversation | None = None) -> Stream:
+    def submit(
+        self,
+        request: Request,
+        conversation: Conversation | None = None,
+        job: ImageJob | None = None,
+    ) -> Stream:
         """
         Have a request answered; returns at once.
 
         1. The pictures are read, cut and queued for the encoder.
-        2. Once that is known, and the turn before is over, the prompt is made.
+        2. Once they are cut, and the turn before is over, the prompt is made.
         3. The scheduler runs it; text before a picture is prefilled while that is encoded.
 
+        :param job: its pictures, where they are on their way already
         :raises ConfigError: an option that cannot be
         :raises InferenceError: the model is closed
         """
-        config = self._config_of(request, conversation.system_prompt if conversation else '')
+        maker = self._maker
+        config = maker.config_of(request, conversation.system_prompt if conversation else '')
         sequence = Sequence(request, config, conversation)
-        if request.labels and len(request.labels) != len(request.sources):
-            raise PictureError(
-                f'{len(request.labels)} labels for {len(request.sources)} pictures: give one each'
-            )
-        self._begin(sequence, conversation, partial(self._make_prompt, sequence, conversation))
-        return Stream(sequence.mailbox, partial(self._engine.cancel, sequence))
+
+        def make(job: ImageJob) -> None:
+            images = job.images.result()
+            sequence.preprocess = job.preprocess
+            drop = conversation is not None and conversation.overflow == 'drop_oldest'
+            earlier = conversation.turns if conversation else []
+            made = maker.question(request, config, images, earlier, drop)
+            if conversation is not None:
+                sequence.remember = partial(conversation.remember, made.turns, conversation.era)
+            if request.find and images:
+                sequence.conclude = partial(maker.with_boxes, request, images[0].size)
+            sampler = Sampler(self._parts.context, config, request.logit_bias, request.logprobs)
+            self._engine.ready(sequence, made.prompt, made.thinking, sampler)
+
+        return self._begin(sequence, conversation, make, job)
 
     def prefill(self, conversation: Conversation) -> Stream:
         """Bring what any next question of a conversation begins with into the KV cache."""
         request = Request('.')
-        config = self._config_of(request, conversation.system_prompt)
+        config = self._maker.config_of(request, conversation.system_prompt)
         sequence = Sequence(request, config, conversation, prefill_only=True)
-        self._begin(sequence, conversation, partial(self._make_start, sequence, conversation))
-        return Stream(sequence.mailbox, partial(self._engine.cancel, sequence))
+
+        def make(_: ImageJob) -> None:
+            prompt = self._maker.start(config, conversation.turns)
+            self._engine.ready(sequence, prompt, False, None)
+
+        return self._begin(sequence, conversation, make)
 
     def _begin(
         self,
         sequence: Sequence,
         conversation: Conversation | None,
         make: Callable[[ImageJob], None],
-    ) -> None:
+        job: ImageJob | None = None,
+    ) -> Stream:
         """Submit a sequence, and have its prompt made once all that it needs is there."""
         request = sequence.request
         self._engine.submit(sequence)
-        job = self._images.submit(request.sources, sequence.config, request.priority)
+        job = job or self.look_at(request)
         sequence.encode = job.encode_seconds
         sequence.finished.add_done_callback(lambda _: self._images.abandon(job))
         needs: list[Future[Any]] = [job.images]
@@ -295,6 +290,8 @@ class VLM:
             needs += conversation.queue(sequence.finished)
 
         def attempt() -> None:
+            if sequence.finished.done():  # cancelled, or out of time
+                return
             try:
                 make(job)
             except BaseException as exc:
@@ -307,110 +304,26 @@ class VLM:
                 pass
 
         when_all(needs, then)
+        return Stream(sequence.mailbox, partial(self._engine.cancel, sequence))
 
-    def _make_prompt(
-        self, sequence: Sequence, conversation: Conversation | None, job: ImageJob
-    ) -> None:
-        """Make the prompt of a question, after the earlier turns of its conversation."""
-        parts, request, config = self._parts, sequence.request, sequence.config
-        images = job.images.result()
-        sequence.preprocess = job.preprocess
-        system = self._system_text(config)
-        earlier = list(conversation.turns) if conversation else []
-        controls = parts.model.controls
-        if request.messages:
-            given, turns = history.to_turns(parts.family, controls, request.messages, images)
-            system = given or system
-        else:
-            question = request.prompt
-            if request.find and images:
-                question = boxes.question(str(request.prompt), controls)
-            turns = [history.with_images(parts.family, controls, question, images, request.labels)]
-        staying, spans, prompt = history.fit(
-            parts.model,
-            parts.template,
-            system,
-            [*earlier, *turns],
-            parts.context.n_ctx,
-            config.n_predict,
-            drop_oldest=conversation is not None and conversation.overflow == 'drop_oldest',
-        )
-        if conversation is not None:
-            sequence.remember = partial(conversation.remember, staying, conversation.era)
-        if request.find and images:
-            sequence.conclude = partial(self._with_boxes, request, images[0].size)
-        thinking = ends_in_thought(spans)
-        sampler = Sampler(parts.context, config, request.logit_bias, request.logprobs)
-        self._engine.ready(sequence, prompt, thinking, sampler)
+    def cells_of(self, conversation: Conversation) -> tuple[list[int], bytearray] | None:
+        """
+        Give what a conversation begins with, and its cells, if its slot holds that now.
 
-    def _make_start(self, sequence: Sequence, conversation: Conversation, job: ImageJob) -> None:
-        """Make what any next question begins with: the system prompt, or the history."""
-        prompt = self.start_of(conversation)
-        if not prompt.ids:
-            sequence.finish('stop')
-        self._engine.ready(sequence, prompt, False, None)
-
-    def start_of(self, conversation: Conversation) -> Prompt:
-        """Give what any next question begins with: what two different ones have in common."""
-        parts = self._parts
-        system = self._system_text(self._config_of(Request('.'), conversation.system_prompt))
-        one, other = (
-            to_prompt(
-                parts.model,
-                history.to_spans(
-                    parts.template, system, [*conversation.turns, history.Turn([text])]
-                ),
-            )
-            for text in ('a', '1')
-        )
-        same = common(one.ids, other.ids)
-        if same > parts.context.n_ctx:
-            same = 0  # the oldest turns leave with the next question
-        return Prompt(one.ids[:same], [item for item in one.tiles if item[0] < same])
-
-    def cells_of(self, conversation: Conversation, prompt: Prompt) -> bytearray | None:
-        """Give the cells of a conversation, if its slot holds just this."""
+        :return: ids and cells; None where others have taken the room meanwhile
+        """
+        config = self._maker.config_of(Request('.'), conversation.system_prompt)
+        ids = self._maker.start(config, conversation.turns).ids
 
         def state() -> bytearray | None:
             slot = self._cache.slot_of(conversation)
-            if slot is None or slot.ids[: len(prompt.ids)] != prompt.ids:
+            if slot is None or not ids or slot.ids[: len(ids)] != ids:
                 return None
-            self._cache.rewind(slot, len(prompt.ids))
-            return self._cache.state(slot) if slot.ids == prompt.ids else None
+            self._cache.rewind(slot, len(ids))
+            return self._cache.state(slot) if slot.ids == ids else None
 
-        return self._engine.call(state)
-
-    def _with_boxes(self, request: Request, size: tuple[int, int], reply: Reply) -> Reply:
-        """Add the boxes of an answer, which are those in the first picture."""
-        assert self._parts.family is not None
-        fit = self.config.fit or self._parts.family.default_fit
-        found = boxes.find(reply.text, str(request.prompt), *size, self.tile_size, fit)
-        return replace(reply, boxes=found)
-
-    def _system_text(self, config: Config) -> str:
-        """Give the system prompt of a request."""
-        chosen, family = config.system_text(), self._parts.family
-        if chosen or family is None:
-            return chosen
-        return family.thinking_text if config.thinking else family.system_text
-
-    def _config_of(self, request: Request, system_prompt: str) -> Config:
-        """Give the configuration of a request."""
-        options = dict(request.options)
-        for name in options:
-            if name not in PER_REQUEST:
-                raise ConfigError(
-                    f'{name} cannot differ from question to question; expected one '
-                    f'of {", ".join(PER_REQUEST)}',
-                    name,
-                )
-        if system_prompt:
-            options.setdefault('system_prompt', system_prompt)
-        config = replace(self.config, **options)
-        loader.check_request(config, self._parts.family)
-        if config.thinking and 'temperature' not in options and config.temperature == 0:
-            config = replace(config, temperature=0.6)  # as InternVL3.5's makers advise
-        return config
+        cells = self._engine.call(state)
+        return None if cells is None else (ids, cells)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -445,7 +358,7 @@ def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:
 
 def when_all(futures: List[Future[Any]], then: Callable[[], None]) -> None:
     """Call something once all futures are done, however they ended."""
-    left = len(futures)
+    left, call = len(futures), [then]
     lock = threading.Lock()
 
     def done(_: Future[Any]) -> None:
@@ -454,7 +367,7 @@ def when_all(futures: List[Future[Any]], then: Callable[[], None]) -> None:
             left -= 1
             last = not left
         if last:
-            then()
+            call.pop()()  # the futures keep this function, and are not to keep ``then`` as well
 
     for future in futures:
         future.add_done_callback(done)

@@ -19,7 +19,7 @@ from typing import Any, TYPE_CHECKING, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -242,7 +242,7 @@ class _Routes:
             fields.ignore('model', 'parse_special', 'add_special_tokens')
             fields.end()
             tokens = await self._service.in_thread(vlm.tokenize, text)
-        except _TooLarge as exc:
+        except _NoBody as exc:
             return exc.response
         except VlmError as exc:
             return error_of(exc)
@@ -265,7 +265,7 @@ class _Routes:
             asked = await self._service.in_thread(
                 lambda: read(parse(body), self._service.pictures.get)
             )
-        except _TooLarge as exc:
+        except _NoBody as exc:
             return exc.response
         except VlmError as exc:
             return error_of(exc)
@@ -276,25 +276,28 @@ class _Routes:
         """
         Read the body.
 
-        :raises _TooLarge: it has more bytes than allowed; it is then read to its end, so that the
-            client comes to read the answer
+        :raises _NoBody: it breaks off, or has more bytes than allowed; then it is read to its end
+            all the same, so that the client comes to read the answer
         """
         most = self._service.settings.max_body
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size <= most:
-                parts.append(part)
-            else:
-                parts.clear()
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size <= most:
+                    parts.append(part)
+                else:
+                    parts.clear()
+        except ClientDisconnect as exc:
+            raise _NoBody(error(400, 'the request broke off')) from exc
         if size > most:
-            raise _TooLarge(most)
+            text = f'the body has more than {most} bytes: send less, or raise --max-body'
+            raise _NoBody(error(413, text, code='body_too_large'))
         return b''.join(parts)
 
 
-class _TooLarge(Exception):
-    """A body above the limit."""
+class _NoBody(Exception):
+    """A body that is not to be read."""
 
-    def __init__(self, most: int) -> None:
-        text = f'the body has more than {most} bytes: send smaller pictures, or raise --max-body'
-        self.response = error(413, text, code='body_too_large')
+    def __init__(self, response: Response) -> None:
+        self.response = response

@@ -1,8 +1,8 @@
 """
 Time what HTTP adds to an answer: to its first token, and to its decoding.
 
-The client is a process of its own, as it is in life. It and ``vlm.stream`` ask the same in turn, so
-that whatever else the machine does meets both.
+The client is a process of its own, as it is in life. It and ``vlm.stream`` ask the same in turn,
+so that whatever else the machine does meets both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hobot_vlm.server.http import create_app, HttpServer
 SAMPLE = Path(__file__).parents[1] / 'hobot_vlm' / 'demo' / 'sample.png'
 SECTION = 'Over HTTP, against vlm.stream'
 QUESTION = 'Describe the picture.'
-ROUNDS = 25
+ROUNDS = 15
 
 #: name -> (bound, whether a larger figure is better), as bench.py has them
 BOUNDS = {
@@ -35,9 +35,9 @@ BOUNDS = {
 CLIENT = """
 import http.client, sys
 from time import perf_counter
-connection = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]))
 for line in sys.stdin:
     body = line.encode()
+    connection = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]))
     began = perf_counter()
     connection.request('POST', '/v1/chat/completions', body)
     answer = connection.getresponse()
@@ -59,11 +59,12 @@ class Report(Protocol):
         """Keep a figure."""
 
 
-def bench_server(report: Report, vlm: VLM, n_predict: int = 128) -> None:
+def bench_server(report: Report, vlm: VLM, n_predict: int = 64, rounds: int = ROUNDS) -> None:
     """
     Time the answers of a model, with HTTP and without.
 
     :param n_predict: tokens of an answer, which none ends before
+    :param rounds: how often each of the two is timed
     """
     # A greedy answer of a fixed length: neither side may be lucky.
     options: dict[str, Any] = {'n_predict': n_predict, 'grammar': 'root ::= [a-z] root\n'}
@@ -90,7 +91,7 @@ def bench_server(report: Report, vlm: VLM, n_predict: int = 128) -> None:
         ) as client:
             assert client.stdin and client.stdout
             added, shares = [], []
-            for number in range(ROUNDS + 2):
+            for number in range(rounds + 2):
                 began = perf_counter()
                 stream = vlm.stream(direct, **options)
                 chunks = iter(stream)

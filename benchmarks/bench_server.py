@@ -14,18 +14,18 @@ from statistics import median
 import subprocess
 import sys
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from hobot_vlm import VLM
 from hobot_vlm.server.http import create_app, HttpServer
+from report import BOUNDS, Report
 
 SAMPLE = Path(__file__).parents[1] / 'hobot_vlm' / 'demo' / 'sample.png'
 SECTION = 'Over HTTP, against vlm.stream'
 QUESTION = 'Describe the picture.'
 ROUNDS = 15
 
-#: name -> (bound, whether a larger figure is better), as bench.py has them
-BOUNDS = {
+BOUNDS |= {
     'added to the first token, ms': (3, False),
     'added to decoding, share': (0.03, False),
     'prompt of a second question that is reused, share': (0.5, True),
@@ -50,13 +50,6 @@ for line in sys.stdin:
     assert answer.status == 200 and data.endswith(b'[DONE]\\n\\n'), data
     print(first - began, end - first, data.count(b'data: '), flush=True)
 """
-
-
-class Report(Protocol):
-    """Where figures go."""
-
-    def add(self, section: str, name: str, value: float) -> None:
-        """Keep a figure."""
 
 
 def bench_server(report: Report, vlm: VLM, n_predict: int = 64, rounds: int = ROUNDS) -> None:
@@ -131,14 +124,3 @@ def second_question(server: HttpServer, url: str) -> float:
         said = answer['choices'][0]['message']['content']
         messages += [{'role': 'assistant', 'content': said}, {'role': 'user', 'content': question}]
     return float(usage['prompt_tokens_details']['cached_tokens'] / usage['prompt_tokens'])
-
-
-if __name__ == '__main__':
-
-    class _Print:
-        def add(self, section: str, name: str, value: float) -> None:
-            print(f'{section}: {name} {value:.4f}')
-
-    options = dict(setting.split('=', 1) for setting in sys.argv[1:])
-    with VLM.load(**options) as loaded:
-        bench_server(_Print(), loaded)

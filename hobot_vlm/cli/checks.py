@@ -156,9 +156,7 @@ def check_ion(machine: Machine) -> Iterator[Finding]:
     """Compare the memory that is kept for the BPU with what a model takes."""
     if machine.board == 'any':
         return
-    size = sum(
-        _size(node) for node in machine.glob('proc/device-tree/reserved-memory/*ion*') if node
-    )
+    size = sum(map(_size, machine.glob('proc/device-tree/reserved-memory/*ion*')))
     cure = 'sudo srpi-config: ION memory, 1.6 GB; then restart'
     if not size:
         text = 'how much is reserved for the BPU cannot be read'

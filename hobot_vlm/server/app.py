@@ -9,7 +9,7 @@ ends its answer, whether it is streamed or not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 import functools
 from pathlib import Path
@@ -59,6 +59,8 @@ POLICY = (
 RATE, MOST_RATE = 5.0, 30.0
 #: threads that read requests, fetch pictures and make JPEGs: most of them wait for something
 THREADS = 16
+#: answers at once, and bodies of the largest size: what waits beyond that takes only memory
+MOST_ANSWERS, MOST_BODIES = 256, 8
 
 
 class Service:
@@ -79,6 +81,7 @@ class Service:
         self.loaded = threading.Event()
         self.metrics = Metrics(lambda: self.vlm.status() if self.vlm else None)
         self.answers: set[Answer] = set()
+        self.weight = 0  # bytes of the requests that are being answered
         self._threads = ThreadPoolExecutor(THREADS, 'http')
         if callable(source):
             threading.Thread(target=self._load, args=(source,), daemon=True).start()
@@ -207,7 +210,12 @@ class _Routes:
             rate = query.number('rate', 0.01, MOST_RATE) or RATE
         except VlmError as exc:
             return error_of(exc)
-        parts = pictures(service.live, rate, service.in_thread, lambda: service.stopped)
+
+        def parts(gone: Callable[[], bool]) -> AsyncIterator[bytes]:
+            return pictures(
+                service.live, rate, service.in_thread, lambda: service.stopped or gone()
+            )
+
         return Streamed(f'multipart/x-mixed-replace; boundary={BOUNDARY}', parts)
 
     async def models(self, request: Request) -> Response:
@@ -235,7 +243,9 @@ class _Routes:
         if vlm is None:
             return self._missing() or error(503, 'Loading model')
         try:
-            fields = Fields(parse(await self._body(request)))
+            body = await self._body(request)
+            self._service.weight -= len(body)
+            fields = Fields(parse(body))
             text = fields.text('content')
             text = fields.needed_text('prompt') if text is None else text
             fields.neutral({'add_special': (False,), 'with_pieces': (False,)})
@@ -262,38 +272,53 @@ class _Routes:
             return missing
         try:
             body = await self._body(request)
-            asked = await self._service.in_thread(
-                lambda: read(parse(body), self._service.pictures.get)
-            )
         except _NoBody as exc:
             return exc.response
-        except VlmError as exc:
-            return error_of(exc)
-        vlm = self._service.vlm
-        return Answer(self._service, vlm, asked, write(asked, vlm.name))
+        service, vlm = self._service, self._service.vlm
+        try:
+            if len(service.answers) >= MOST_ANSWERS:
+                raise _NoBody(_overloaded())
+            asked = await service.in_thread(lambda: read(parse(body), service.pictures.get))
+        except Exception as exc:
+            service.weight -= len(body)
+            return exc.response if isinstance(exc, _NoBody) else error_of(exc)
+        return Answer(service, vlm, asked, write(asked, vlm.name), len(body))
 
     async def _body(self, request: Request) -> bytes:
         """
-        Read the body.
+        Read the body, whose bytes count in ``weight`` until whoever gets them gives them back.
 
         :raises _NoBody: it breaks off, or has more bytes than allowed; then it is read to its end
             all the same, so that the client comes to read the answer
         """
-        most = self._service.settings.max_body
-        parts, size = [], 0
+        service = self._service
+        most = service.settings.max_body
+        parts: list[bytes] = []
+        size, refused = 0, None
         try:
             async for part in request.stream():
                 size += len(part)
-                if size <= most:
-                    parts.append(part)
-                else:
+                if size > most:
+                    text = f'the body has more than {most} bytes: send less, or raise --max-body'
+                    refused = error(413, text, code='body_too_large')
+                elif service.weight + len(part) > MOST_BODIES * most:
+                    refused = _overloaded()
+                if refused:
+                    service.weight -= sum(map(len, parts))
                     parts.clear()
-        except ClientDisconnect as exc:
-            raise _NoBody(error(400, 'the request broke off')) from exc
-        if size > most:
-            text = f'the body has more than {most} bytes: send less, or raise --max-body'
-            raise _NoBody(error(413, text, code='body_too_large'))
+                else:
+                    parts.append(part)
+                    service.weight += len(part)
+        except ClientDisconnect:
+            refused = refused or error(400, 'the request broke off')
+        if refused:
+            service.weight -= sum(map(len, parts))
+            raise _NoBody(refused)
         return b''.join(parts)
+
+
+def _overloaded() -> Response:
+    return error(503, 'too many requests are waiting: try again later', code='overloaded')
 
 
 class _NoBody(Exception):

@@ -32,11 +32,17 @@ PLAIN: dict[str, Any] = {'type': 'http'}
 
 
 class Streamed:
-    """Sends the parts of something without end, until the client goes."""
+    """
+    Sends the parts of something without end, until the client goes.
 
-    def __init__(self, kind: str, parts: AsyncIterator[bytes]) -> None:
+    :param make: gives the parts; it is handed what tells whether the client has gone
+    """
+
+    def __init__(
+        self, kind: str, make: Callable[[Callable[[], bool]], AsyncIterator[bytes]]
+    ) -> None:
         self._kind = kind
-        self._parts = parts
+        self._parts = make(lambda: self._gone)
         self._gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,8 +55,6 @@ class Streamed:
     async def _send(self, send: Send) -> None:
         await send(_start(self._kind))
         async for part in self._parts:
-            if self._gone:
-                return
             await send({'type': 'http.response.body', 'body': part, 'more_body': True})
         await send({'type': 'http.response.body', 'body': b''})
 
@@ -61,13 +65,17 @@ class Answer:
 
     :param asked: the request
     :param writer: gives the answer its form
+    :param weight: bytes of the request, which are given back at the end
     """
 
-    def __init__(self, service: Service, vlm: VLM, asked: Asked, writer: Writer) -> None:
+    def __init__(
+        self, service: Service, vlm: VLM, asked: Asked, writer: Writer, weight: int
+    ) -> None:
         self._service = service
         self._vlm = vlm
         self._asked = asked
         self._writer = writer
+        self._weight = weight
         self._streams: list[Stream] = []
         self._cancelled = False
 
@@ -84,6 +92,7 @@ class Answer:
             await unless_gone(receive, self._answer(send), self.cancel)
         finally:
             self._service.answers.discard(self)
+            self._service.weight -= self._weight
 
     async def _answer(self, send: Send) -> None:
         outlet = Outlet(send)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import json
 import random
 import socket
+import time
 
 from hobot_vlm.server.guard import Settings
 import httpx
@@ -182,6 +184,25 @@ def test_a_huge_body_is_refused_and_the_next_one_answered(demo):
             error = complaint(client.post(CHAT, content=b'x' * (8 << 20)), 413)
             assert '--max-body' in error['message']
             assert client.post(CHAT, json=HELLO).status_code == 200
+
+
+def test_more_than_can_wait_is_refused_and_later_answered(demo):
+    small = Settings(max_body=3000)
+    body = {**user('x' * 2000), **ENDLESS, 'stream': True}
+    with serving(demo, small) as server, contextlib.ExitStack() as open_ones:
+        with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+            statuses = []
+            while 503 not in statuses and len(statuses) < 50:
+                answer = open_ones.enter_context(client.stream('POST', CHAT, json=body))
+                statuses.append(answer.status_code)
+            assert statuses.count(200) >= 8
+            assert answer.headers['retry-after']
+            answer.read()
+            assert complaint(answer, 503)['code'] == 'overloaded'
+            open_ones.close()
+            end = time.monotonic() + 30
+            while client.post(CHAT, json=HELLO).status_code != 200:
+                assert time.monotonic() < end
 
 
 def test_what_is_no_http_or_breaks_off_ends_nothing(server, http):

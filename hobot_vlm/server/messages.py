@@ -80,7 +80,10 @@ class Messages:
         self.append(ROLES[said], parts)
 
     def append(self, role: str, parts: list[Message]) -> None:
-        """Append a message; one text alone stands as text."""
+        """Append a message; one text alone stands as text, and system prompts in a row as one."""
+        if role == 'system' and self.list and {m['role'] for m in self.list} == {'system'}:
+            self.system(''.join(part['text'] for part in parts))
+            return
         alone = len(parts) == 1 and parts[0]['type'] == 'text'
         content = parts[0]['text'] if alone else parts
         self.list.append({'role': role, 'content': content if parts else ''})

@@ -128,6 +128,18 @@ def test_stop_seed_and_bounds_are_followed(client, picture):
     assert many.usage.completion_tokens <= 18
 
 
+def test_system_prompts_in_a_row_are_one(client):
+    def asked_with(*prompts):
+        messages = [{'role': role, 'content': text} for role, text in prompts]
+        reply = client.chat.completions.create(
+            model='demo', messages=[*messages, {'role': 'user', 'content': 'Hello'}], max_tokens=4
+        )
+        return reply.usage.prompt_tokens
+
+    one = asked_with(('system', 'Be short.\n\nBe kind.'))
+    assert asked_with(('system', 'Be short.'), ('developer', 'Be kind.')) == one
+
+
 def test_n_answers_are_streamed_side_by_side(client, picture):
     ask = {'model': 'demo', 'messages': asked(picture), 'n': 2, 'temperature': 0.1, 'seed': 1}
     texts = ['', '']

@@ -39,8 +39,9 @@ def test_the_python_examples_run(name, server, monkeypatch, capsys, demo, sample
 @pytest.mark.skipif(not shutil.which('curl'), reason='curl is not installed')
 def test_the_curl_examples_run(name, server):
     for example in blocks(name, 'bash'):
-        for command in re.findall(r"^curl [^']*(?:'[^']*'[^']*)*?$", example, re.MULTILINE):
-            command = command.strip().replace('127.0.0.1:8000', server.url[7:])
+        lines = example.replace('\\\n', ' ').splitlines()
+        for command in [line for line in lines if line.startswith('curl ')]:
+            command = command.replace('127.0.0.1:8000', server.url[7:])
             done = subprocess.run(
                 ['bash', '-c', f'{command} --noproxy "*"'], capture_output=True, text=True
             )

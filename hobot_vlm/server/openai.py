@@ -64,6 +64,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+#: a JSON schema, and a regular expression
+Form = tuple[dict[str, Any] | None, str]
+
+
 @dataclass(frozen=True)
 class Asked:
     """
@@ -108,9 +112,9 @@ def read_chat(body: Any, fetch: Fetch) -> Asked:
         top = top or 0
     elif top is not None:
         raise ConfigError('top_logprobs is given: expected logprobs to be true', 'logprobs')
-    schema = _response_format(fields.object('response_format'))
+    form = _response_format(fields.object('response_format'))
     usage = _stream_options(fields)
-    return _asked(fields, messages, schema, usage=usage, top=top)
+    return _asked(fields, messages, form, usage=usage, top=top)
 
 
 def read_completion(body: Any, fetch: Fetch) -> Asked:
@@ -131,9 +135,9 @@ def read_completion(body: Any, fetch: Fetch) -> Asked:
     if not 1 <= len(prompts) <= MOST_CHOICES:
         raise ConfigError(f'prompt: expected 1 to {MOST_CHOICES} texts', 'prompt')
     top = fields.whole('logprobs', 0, MOST_TOP_LOGPROBS)
-    schema = _response_format(fields.object('response_format'))
+    form = _response_format(fields.object('response_format'))
     usage = _stream_options(fields)
-    asked = _asked(fields, Messages(fetch), schema, usage=usage, top=top)
+    asked = _asked(fields, Messages(fetch), form, usage=usage, top=top)
     said = tuple([{'role': 'user', 'content': clean(text)}] for text in prompts)
     return Asked(said, asked.options, asked.n, asked.stream, asked.usage, top)
 
@@ -157,10 +161,9 @@ def read_response(body: Any, fetch: Fetch) -> Asked:
     if instructions:
         messages.list.insert(0, {'role': 'system', 'content': instructions})
     text = fields.object('text')
-    schema = None
+    form: Form = (None, '')
     if text:
-        form = text.object('format')
-        schema = _response_format(form, 'text.format')
+        form = _response_format(text.object('format'), 'text.format')
         text.ignore('verbosity')
         text.end()
     reasoning = fields.object('reasoning')
@@ -173,17 +176,18 @@ def read_response(body: Any, fetch: Fetch) -> Asked:
     fields.ignore('max_tool_calls', 'stream_options')
     if effort is not None:
         fields = Fields({**fields.left(), 'reasoning_effort': effort})
-    asked = _asked(fields, messages, schema, usage=True, top=top)
+    asked = _asked(fields, messages, form, usage=True, top=top)
     if asked.n > 1:
         raise ConfigError('n: a response has one answer', 'n')
     return asked
 
 
 def _asked(
-    fields: Fields, messages: Messages, schema: Any, *, usage: bool, top: int | None
+    fields: Fields, messages: Messages, form: Form, *, usage: bool, top: int | None
 ) -> Asked:
     """Read what all requests have, and put it together."""
     options = _sampling(fields)
+    schema, regex = form
     tools, choice = fields.items('tools'), fields.any('tool_choice')
     toolbox = read_toolbox(tools, choice, schema)
     n = fields.whole('n', 1, MOST_CHOICES) or 1
@@ -194,8 +198,14 @@ def _asked(
         options['json_schema'] = toolbox.schema() + '\n'
     elif schema is not None:
         options['json_schema'] = json.dumps(schema, ensure_ascii=False) + '\n'
-    if 'grammar' in options and 'json_schema' in options:
-        raise ConfigError('grammar: expected none beside response_format or tools', 'grammar')
+    if regex:
+        options['regex'] = regex
+    if len({'grammar', 'json_schema', 'regex'} & set(options)) > 1:
+        raise ConfigError(
+            'an answer follows one thing: expected one of grammar, response_format and tools; '
+            'tools go with json_schema',
+            'response_format',
+        )
     if top is not None:
         options['logprobs'] = max(top, 1)
     options.update(messages.options)
@@ -281,25 +291,26 @@ def _stream_options(fields: Fields) -> bool:
     return usage
 
 
-def _response_format(form: Fields | None, where: str = 'response_format') -> Any:
-    """Give the schema that answers must follow; None where they are free."""
+def _response_format(form: Fields | None, where: str = 'response_format') -> Form:
+    """Give what answers must follow: a schema (None: they are free), and a regular expression."""
     if form is None:
-        return None
-    kind = form.choice('type', ('text', 'json_object', 'json_schema'), '')
-    if kind == 'text':
-        form.end()
-        return None
+        return None, ''
+    kinds = ('text', 'json_object', 'json_schema', 'regex_schema')
+    kind = form.choice('type', kinds, '')
+    schema, regex = None, ''
     if kind == 'json_object':
         schema = form.any('schema', {'type': 'object'})  # llama.cpp takes one here
-    else:
+    elif kind == 'json_schema':
         inner = form.object('json_schema') or form  # responses have no object in between
         schema = inner.any('schema')
         inner.ignore('name', 'description', 'strict')
         inner.end()
+    elif kind == 'regex_schema':  # LMDeploy's
+        regex = form.needed_text('regex_schema')
     form.end()
-    if not isinstance(schema, dict):
+    if kind.startswith('json') and not isinstance(schema, dict):
         raise ConfigError(f'{where}: expected a JSON schema in schema', where)
-    return schema
+    return schema, regex
 
 
 def _input(value: Any, messages: Messages) -> None:

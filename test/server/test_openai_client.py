@@ -190,6 +190,16 @@ def test_a_schema_is_followed(client, picture):
         assert isinstance(json.loads(loose.choices[0].message.content), dict)
 
 
+def test_a_regular_expression_as_lmdeploy_has_it(client, picture):
+    form = {'type': 'regex_schema', 'regex_schema': 'The background is (red|blue|green)\\.'}
+    reply = client.chat.completions.create(
+        model='demo',
+        messages=asked(picture, 'What colour is the background?'),
+        extra_body={'response_format': form},
+    )
+    assert reply.choices[0].message.content == 'The background is blue.'
+
+
 @pytest.mark.parametrize(
     'choice', ['required', {'type': 'function', 'function': {'name': 'drive'}}]
 )

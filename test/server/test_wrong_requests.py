@@ -94,7 +94,9 @@ WRONG_FIELDS = [
     ({**HELLO, 'modalities': ['audio']}, 'modalities'),
     ({**HELLO, 'tempreature': 1}, 'tempreature'),
     ({**HELLO, 'image': 'x' * 100000}, 'image'),
-    ({**HELLO, 'grammar': 'root ::= "x"', 'response_format': {'type': 'json_object'}}, 'grammar'),
+    ({**HELLO, 'grammar': 'root ::= "x"', 'response_format': {'type': 'json_object'}},
+     'response_format'),
+    ({**HELLO, 'response_format': {'type': 'regex_schema'}}, 'response_format.regex_schema'),
 ]  # fmt: skip
 
 

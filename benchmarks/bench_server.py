@@ -59,7 +59,7 @@ def bench_server(report: Report, vlm: VLM, n_predict: int = 64, rounds: int = RO
     :param n_predict: tokens of an answer, which none ends before
     :param rounds: how often each of the two is timed
     """
-    # A greedy answer of a fixed length: neither side may be lucky.
+    # A greedy answer of a fixed length: neither of the two may be lucky.
     options: dict[str, Any] = {'n_predict': n_predict, 'grammar': 'root ::= [a-z] root\n'}
     picture = SAMPLE.read_bytes()
     url = 'data:image/png;base64,' + base64.b64encode(picture).decode()

@@ -47,7 +47,7 @@ def talk(page: Page, url: str, live: bool) -> None:
         page.wait_for_selector('#pictures img')
     ask(page, 'Describe the picture.')
     if live:
-        page.uncheck('#look')
+        page.uncheck('#attach-live')
     ask(page, '左边是什么？')
 
 

@@ -1,7 +1,7 @@
 """
-What ``vlm doctor`` looks at: files of the system below a root, which may be made up.
+What ``vlm doctor`` checks: files of the system below a root, which may be made up.
 
-Only reads. Libraries of this Python are looked at by ``libraries.py``, models by ``VLM``.
+Only reads. Libraries of this Python are checked by ``libraries.py``, models by ``VLM``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RUNTIMES = {'rdkx5': ('hbm_runtime', 'hobot_dnn', 'hobot_dnn_rdkx5'), 'rdks100':
 @dataclass(frozen=True)
 class Finding:
     """
-    One thing that was looked at.
+    One thing that was checked.
 
     :param status: ``ok``, ``info``, ``warn`` (it would run better) or ``bad`` (it does not run)
     :param cure: what to do about it
@@ -52,11 +52,11 @@ class Finding:
 
 class Machine:
     """
-    The machine that is looked at.
+    The machine that is checked.
 
     :param root: where its file system begins
     :param environment: the variables of its programs
-    :param model: name of the one model to look at; empty: all that run here
+    :param model: name of the one model to check; empty: all that run here
     """
 
     def __init__(self, root: Path, environment: Mapping[str, str], model: str = '') -> None:
@@ -79,7 +79,7 @@ class Machine:
     @cached_property
     def models(self) -> dict[str, Any]:
         """
-        Give the models to look at: the one that was named, or all that run here.
+        Give the models to check: the one that was named, or all that run here.
 
         :raises VlmError: the catalogue cannot be read, or has no such model
         """
@@ -121,7 +121,7 @@ def check_board(machine: Machine) -> Iterator[Finding]:
 
 
 def check_bpu(machine: Machine) -> Iterator[Finding]:
-    """Look for the library that reaches the BPU."""
+    """Find the library that reaches the BPU."""
     names = RUNTIMES.get(machine.board)
     if names is None:
         return
@@ -153,7 +153,7 @@ def check_bpu(machine: Machine) -> Iterator[Finding]:
 
 
 def check_ion(machine: Machine) -> Iterator[Finding]:
-    """Compare the memory that is kept for the BPU with what a model takes."""
+    """Compare the memory that is kept for the BPU with what a model needs."""
     if machine.board == 'any':
         return
     size = sum(map(_size, machine.glob('proc/device-tree/reserved-memory/*ion*')))
@@ -180,7 +180,7 @@ def _size(node: Path) -> int:
 
 
 def check_cpu(machine: Machine) -> Iterator[Finding]:
-    """See whether the processor is held back."""
+    """See whether the processor runs slower than it could."""
     governors = {
         path.read_text().strip()
         for path in machine.glob('sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor')
@@ -303,7 +303,7 @@ def _whole(path: Path) -> bool:
 
 
 def check_ros(machine: Machine) -> Iterator[Finding]:
-    """Look for a ROS installation, and at what carries its pictures."""
+    """Find a ROS installation, and check what carries its pictures."""
     installed = [path.parent.name for path in machine.glob('opt/ros/*/setup.bash')]
     sourced = machine.environment.get('ROS_DISTRO', '')
     wheels = machine.here and importlib.util.find_spec('rclpy') is not None
@@ -341,13 +341,13 @@ def check_ros(machine: Machine) -> Iterator[Finding]:
 
 
 def check_libraries(machine: Machine) -> Iterator[Finding]:
-    """Look at llama.cpp and ONNX Runtime as this Python has them."""
+    """Check llama.cpp and ONNX Runtime as this Python has them."""
     if not machine.here:
         return
     gpu = bool(machine.glob('dev/nvidia[0-9]*') or machine.glob('proc/driver/nvidia/version'))
     flags = set(re.findall(r'^(?:flags|Features)\s*:\s*(.*)$', machine.read('proc/cpuinfo'),
                            re.MULTILINE)[:1])  # fmt: skip
-    for topic, status, text, cure in libraries.look(' '.join(flags).split(), gpu):
+    for topic, status, text, cure in libraries.check(' '.join(flags).split(), gpu):
         yield Finding(topic, status, text, cure)
 
 

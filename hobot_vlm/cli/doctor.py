@@ -1,7 +1,7 @@
 """
 ``vlm doctor``: what this machine is, and what would keep a model from running well.
 
-Each finding comes with its cure. What is looked at stands in ``checks.py`` and ``libraries.py``;
+Each finding comes with its cure. What is checked stands in ``checks.py`` and ``libraries.py``;
 this file runs it and says it.
 """
 
@@ -31,10 +31,10 @@ def add_parser(commands: Any) -> None:
         description='Say what this machine is and what would keep a model from running well on '
         'it, each with its cure. Nothing is changed.',
     )
-    parser.add_argument('-m', '--model', help='look at this model alone, by name')
+    parser.add_argument('-m', '--model', help='check this model alone, by name')
     parser.add_argument('--json', action='store_true', help='print a JSON object')
     parser.add_argument(
-        '--root', default='/', metavar='FOLDER', help='look at the file system below this folder'
+        '--root', default='/', metavar='FOLDER', help='check the file system below this folder'
     )
     parser.add_argument('-v', '--verbose', action='store_true', help='say what happens')
     parser.set_defaults(run=run)
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """
-    Look, and print what was found.
+    Check, and print what was found.
 
     :raises ConfigError: no such folder, or no such model
     """

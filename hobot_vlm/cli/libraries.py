@@ -1,5 +1,5 @@
 """
-How the libraries that run models were built: looked at in another process, which may crash.
+How the libraries that run models were built: checked in another process, which may crash.
 
 llama.cpp that was compiled for another processor ends its process with the first instruction that
 this one does not have; ``vlm doctor`` is to say so and live.
@@ -46,9 +46,9 @@ REBUILD += 'llama-cpp-python'
 Found = tuple[str, str, str, str]
 
 
-def look(flags: Sequence[str], gpu: bool) -> Iterator[Found]:
+def check(flags: Sequence[str], gpu: bool) -> Iterator[Found]:
     """
-    Look at llama.cpp and at ONNX Runtime.
+    Check llama.cpp and ONNX Runtime.
 
     :param flags: what the processor can do, in the words of /proc/cpuinfo
     :param gpu: whether there is an NVIDIA GPU

@@ -19,7 +19,7 @@ from ..errors import BackendMissing, ConfigError
 
 #: where the key may stand, so that it is in no list of processes
 KEY_VARIABLE = 'HOBOT_VLM_API_KEY'
-#: seconds between two looks at whether the server is to end
+#: seconds between two checks whether the server is to end
 TICK = 0.2
 
 #: the options, as argparse has them

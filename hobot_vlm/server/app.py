@@ -2,7 +2,7 @@
 The routes: which path does what, and how an answer travels.
 
 One model serves all requests at once; the engine puts them in order. What a request says is read
-by ``openai.py``, what the answer looks like is made by ``answers.py``. A client that goes away
+by ``openai.py``, the form of the answer is made by ``answers.py``. A client that goes away
 ends its answer, whether it is streamed or not.
 """
 
@@ -59,7 +59,7 @@ POLICY = (
 RATE, MOST_RATE = 5.0, 30.0
 #: threads that read requests, fetch pictures and make JPEGs: most of them wait for something
 THREADS = 16
-#: answers at once, and bodies of the largest size: what waits beyond that takes only memory
+#: answers at once, and bodies of the largest size: what waits beyond that costs memory alone
 MOST_ANSWERS, MOST_BODIES = 256, 8
 
 

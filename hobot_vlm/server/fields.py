@@ -71,7 +71,7 @@ def clean(text: str) -> str:
 
 class Fields:
     """
-    A JSON object whose fields are taken one by one; null counts as absent.
+    A JSON object whose fields are read one by one; null counts as absent.
 
     :param where: what the object is, for messages: ``messages[2]`` for example
     """
@@ -93,18 +93,18 @@ class Fields:
         )
 
     def any(self, name: str, default: Any = None) -> Any:
-        """Take a field of any type."""
+        """Read a field of any type."""
         return self._left.pop(name, default)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """Take true or false."""
+        """Read true or false."""
         value = self.any(name, default)
         if not isinstance(value, bool):
             raise self.wrong(name, value, 'true or false')
         return value
 
     def number(self, name: str, low: float, high: float) -> float | None:
-        """Take a number from ``low`` to ``high``; None where it is absent."""
+        """Read a number from ``low`` to ``high``; None where it is absent."""
         value = self.any(name)
         if value is None:
             return None
@@ -115,7 +115,7 @@ class Fields:
         return float(value)
 
     def whole(self, name: str, low: int, high: int) -> int | None:
-        """Take a whole number from ``low`` to ``high``; None where it is absent."""
+        """Read a whole number from ``low`` to ``high``; None where it is absent."""
         value = self.any(name)
         if value is None:
             return None
@@ -128,40 +128,40 @@ class Fields:
         return value
 
     def text(self, name: str, default: str | None = None) -> str | None:
-        """Take a text."""
+        """Read a text."""
         value = self.any(name, default)
         if value is not None and not isinstance(value, str):
             raise self.wrong(name, value, 'text')
         return value if value is None else clean(value)
 
     def needed_text(self, name: str) -> str:
-        """Take a text that must be there."""
+        """Read a text that must be there."""
         value = self.text(name)
         if value is None:
             raise ConfigError(f'{self.path(name)} is missing: expected text', self.path(name))
         return value
 
     def items(self, name: str) -> list[Any]:
-        """Take an array; an empty one where it is absent."""
+        """Read an array; an empty one where it is absent."""
         value = self.any(name, [])
         if not isinstance(value, list):
             raise self.wrong(name, value, 'an array')
         return value
 
     def object(self, name: str) -> Fields | None:
-        """Take an object; None where it is absent."""
+        """Read an object; None where it is absent."""
         value = self.any(name)
         return None if value is None else Fields(value, self.path(name))
 
     def choice(self, name: str, allowed: Iterable[str], default: str) -> str:
-        """Take one of some words."""
+        """Read one of some words."""
         value = self.any(name, default)
         if not isinstance(value, str) or value not in allowed:
             raise self.wrong(name, value, ' or '.join(sorted(allowed)))
         return value
 
     def left(self) -> dict[str, Any]:
-        """Give the fields that nobody has taken yet."""
+        """Give the fields that nobody has read yet."""
         return dict(self._left)
 
     def ignore(self, *names: str) -> None:

@@ -107,7 +107,7 @@ class Guard:
     Lets a request pass, or refuses it.
 
     :param app: the application behind it
-    :param count: told path and status of every answer
+    :param count: called with path and status of every answer
     """
 
     def __init__(self, app: App, settings: Settings, count: Callable[[str, int], None]) -> None:

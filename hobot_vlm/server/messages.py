@@ -80,7 +80,7 @@ class Messages:
         self.append(ROLES[said], parts)
 
     def append(self, role: str, parts: list[Message]) -> None:
-        """Append a message; one text alone stands as text, and system prompts in a row as one."""
+        """Append a message; one text alone stands as text, system prompts in a series as one."""
         if role == 'system' and self.list and {m['role'] for m in self.list} == {'system'}:
             self.system(''.join(part['text'] for part in parts))
             return

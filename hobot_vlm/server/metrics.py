@@ -21,7 +21,7 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class _Now:
-    """What the model counts itself, for all who ask it; read when somebody looks."""
+    """What the model counts itself, for all who ask it; read when somebody asks."""
 
     def __init__(self, status: Callable[[], Status | None]) -> None:
         self._status = status

@@ -22,7 +22,7 @@ from ..errors import ConfigError
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 LARGEST_BIAS = 100.0
-#: stop strings of one request: OpenAI takes 4, others more; each costs time at every token
+#: stop strings of one request: OpenAI allows 4, others more; each costs time at every token
 MOST_STOPS = 16
 #: numbers above these are errors of the engine's own options (see config.py)
 LARGEST_SEED = 4294967294
@@ -129,7 +129,7 @@ def read_completion(body: Any, fetch: Fetch) -> Asked:
     for index, text in enumerate(prompts):
         if not isinstance(text, str) or not text.strip():
             raise ConfigError(
-                f'prompt[{index}] is {named(text)}: expected text; token ids are not taken',
+                f'prompt[{index}] is {named(text)}: expected text; token ids are not understood',
                 'prompt',
             )
     if not 1 <= len(prompts) <= MOST_CHOICES:
@@ -194,7 +194,7 @@ def _asked(
     stream = fields.flag('stream')
     if toolbox:
         messages.system(toolbox.prompt())
-        # A text that holds a line end is never taken for the path of a file.
+        # A text that holds a line end is never read as the path of a file.
         options['json_schema'] = toolbox.schema() + '\n'
     elif schema is not None:
         options['json_schema'] = json.dumps(schema, ensure_ascii=False) + '\n'
@@ -245,7 +245,7 @@ def _sampling(fields: Fields) -> dict[str, Any]:
         options['logit_bias'] = bias
     grammar = fields.text('grammar')
     if grammar:
-        options['grammar'] = grammar + '\n'  # never taken for the path of a file
+        options['grammar'] = grammar + '\n'  # never read as the path of a file
     thinking = _thinking(fields)
     if thinking is not None:
         options['thinking'] = thinking

@@ -1,7 +1,7 @@
 """
 Tools that a model may call: OpenAI's functions -> a system prompt and a schema -> its calls.
 
-A model that was never taught to call tools is held to it by the schema of its answer: either
+A model that was never taught to call tools does it by the schema of its answer: either
 ``{"name": …, "arguments": …}`` of one of the tools or, where it may also just talk,
 ``{"answer": …}``. Knows neither the model nor HTTP.
 """

@@ -216,7 +216,7 @@ def test_a_library_that_crashes_is_survived():
 def test_what_llama_cpp_was_built_for(monkeypatch, features, flags, gpu, expected):
     said = {'version': '1', 'features': features, 'gpu': False, 'providers': ['CPU']}
     monkeypatch.setattr(libraries, 'probe', lambda _: said)
-    found = list(libraries.look(flags, gpu))
+    found = list(libraries.check(flags, gpu))
     assert [status for _, status, _, _ in found] == [*expected, 'ok']
     assert all(cure for _, status, _, cure in found if status == 'warn')
 

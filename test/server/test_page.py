@@ -212,7 +212,7 @@ def test_the_live_picture_of_a_robot(open_page, demo, robot):
         assert np.abs(np.subtract(pixel[:3], GREEN)).max() < 40
         assert 'dog' in ask(page, QUESTION)
         assert page.locator('article.user img').count() == 1
-        page.uncheck('#look')
+        page.uncheck('#attach-live')
         ask(page, 'What is on the right?')
         assert page.locator('article.user img').count() == 1
         page.wait_for_selector('#standing-answers li:has-text("door-1: no")')

@@ -1,5 +1,5 @@
 // What the parts of the page share: the words in both languages, the API, pictures as data URLs.
-// Knows nothing of how it is shown.
+// Knows nothing of how answers are displayed.
 
 export const $ = (id) => document.getElementById(id);
 export const make = (tag, name = '', text = '') =>

@@ -35,7 +35,7 @@ function paint(image, found) {
   }
 }
 
-function look(source, name) {
+function show(source, name) {
   live = source;
   $('eye').hidden = !source;
   $('source').firstElementChild.textContent = name;
@@ -48,7 +48,7 @@ export async function watchRobot() {
   const control = new AbortController();
   let newest = null;
   const snapshot = () => newest && read(newest);
-  look({ snapshot, close: () => control.abort() }, '');
+  show({ snapshot, close: () => control.abort() }, '');
   $('rate').onchange = () => { control.abort(); watchRobot(); };
   try {
     const answer = await call(`/live.mjpeg?rate=${$('rate').value}`, { signal: control.signal });
@@ -100,13 +100,13 @@ export async function openCamera() {
     video.srcObject.getTracks().forEach((track) => track.stop());
   };
   const snapshot = () => drawn(video, video.videoWidth, video.videoHeight, 1);
-  look({ camera: true, close, snapshot }, say('camera'));
+  show({ camera: true, close, snapshot }, say('camera'));
 }
 
 /** Close the camera. */
 export function closeCamera() {
   live.close();
-  look(null, '');
+  show(null, '');
 }
 
 /* -- standing question ------------------------------------------------------------------------ */

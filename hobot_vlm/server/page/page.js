@@ -1,4 +1,4 @@
-// The conversation: what is asked, with which pictures, and how the answer is shown.
+// The conversation: what is asked, with which pictures, and how the answer is displayed.
 // No library and no build; knows nothing of the model but what the API says.
 
 import { $, answered, call, drawn, key, make, read, say, speak } from '/common.js';
@@ -48,7 +48,7 @@ async function send() {
   const text = $('question').value.trim();
   const pictures = [...attached];
   if (running || (!text && !attached.length)) return;
-  if (live && $('look').checked) pictures.push(await live.snapshot());
+  if (live && $('attach-live').checked) pictures.push(await live.snapshot());
   if (history.at(-1)?.role === 'user') history.pop(); // it met an error
   const image = (url) => ({ type: 'image_url', image_url: { url } });
   const parts = [...pictures.filter(Boolean).map(image), ...(text ? [{ type: 'text', text }] : [])];
@@ -211,7 +211,7 @@ on('ideas', 'click', ({ target }) => {
 on('attach', 'click', () => $('file').click());
 on('file', 'change', async () => { await attach($('file').files); $('file').value = ''; });
 on('camera', 'click', () => openCamera().catch((error) => complain(say('refused') + error.message)));
-on('close-camera', 'click', () => { closeCamera(); $('model').hidden = true; }); // look anew
+on('close-camera', 'click', () => { closeCamera(); $('model').hidden = true; }); // asks again for the robot's
 on('settings', 'click', () => $('options').showModal());
 on('options', 'close', () => { sessionStorage.setItem('key', key()); $('key-wanted').hidden = true; });
 on('fresh', 'click', () => {

@@ -27,6 +27,8 @@ MOST_STOPS = 16
 #: numbers above these are errors of the engine's own options (see config.py)
 LARGEST_SEED = 4294967294
 MOST_TOKENS = 1048576
+#: tokens that the repeat penalty is about: llama.cpp's default, and what its clients send
+REPEAT_WINDOW = 64
 
 #: OpenAI's name, and those of other servers -> the option, its lowest and its highest value
 NUMBERS = {
@@ -36,11 +38,17 @@ NUMBERS = {
     'repeat_penalty': ('repeat_penalty', 0.1, 10.0),  # llama.cpp
     'repetition_penalty': ('repeat_penalty', 0.1, 10.0),  # LMDeploy, vLLM
 }
-#: fields that are about something else than the answer
+#: fields that are about something else than the answer, or without effect by themselves
 IGNORED = (
     'model', 'user', 'store', 'metadata', 'service_tier', 'safety_identifier', 'prompt_cache_key',
-    'prompt_cache_retention', 'prompt_cache_options', 'parallel_tool_calls', 'cache_prompt',
-    'timings_per_token', 'verbosity', 'id_slot',
+    'prompt_cache_retention', 'prompt_cache_options', 'parallel_tool_calls', 'verbosity',
+    # llama.cpp
+    'cache_prompt', 'timings_per_token', 'id_slot', 'n_keep', 'return_progress', 'samplers',
+    'reasoning_format', 'dynatemp_exponent', 'xtc_threshold', 'dry_base', 'dry_allowed_length',
+    'dry_penalty_last_n', 'dry_sequence_breakers', 'mirostat_tau', 'mirostat_eta',
+    'backend_sampling',
+    # vLLM, LMDeploy
+    'request_id', 'with_cache', 'preserve_cache',
 )  # fmt: skip
 #: fields that have no counterpart here -> the values that ask for nothing
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -52,17 +60,31 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     'best_of': (1,),
     'echo': (False,),
     'suffix': ('',),
-    'ignore_eos': (False,),
-    'skip_special_tokens': (True,),
-    'spaces_between_special_tokens': (True, False),
+    # llama.cpp
+    'dynatemp_range': (0,),
+    'dry_multiplier': (0,),
+    'mirostat': (0,),
+    'n_probs': (0,),
+    'repeat_last_n': (REPEAT_WINDOW,),
+    'typical_p': (1,),
+    'xtc_probability': (0,),
+    # vLLM, LMDeploy
+    'add_generation_prompt': (True,),
+    'continue_final_message': (False,),
     'do_preprocess': (True,),
-    'session_id': (-1,),
+    'ignore_eos': (False,),
+    'include_stop_str_in_output': (False,),
+    'length_penalty': (1,),
     'min_new_tokens': (0,),
     'min_tokens': (0,),
-    'mirostat': (0,),
-    'typical_p': (1,),
+    'priority': (0,),
+    'return_token_ids': (False,),
+    'session_id': (-1,),
+    'skip_special_tokens': (True,),
+    'spaces_between_special_tokens': (True, False),
+    'stop_token_ids': ([],),
+    'use_beam_search': (False,),
 }
-
 
 #: a JSON schema, and a regular expression
 Form = tuple[dict[str, Any] | None, str]
@@ -229,9 +251,11 @@ def _sampling(fields: Fields) -> dict[str, Any]:
     if seed is not None:
         options['seed'] = seed if seed == -1 else seed % (LARGEST_SEED + 1)
     for name in ('max_tokens', 'max_completion_tokens', 'max_output_tokens', 'n_predict'):
-        most = fields.whole(name, 1, MOST_TOKENS)
+        most = fields.whole(name, -1, MOST_TOKENS)
+        if most == 0:
+            raise fields.wrong(name, most, 'a whole number from 1 on, or -1 for no limit')
         if most is not None:
-            options['n_predict'] = most
+            options['n_predict'] = most if most > 0 else MOST_TOKENS
     stops = fields.any('stop', [])
     stops = [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(x, str) and x for x in stops):
@@ -270,7 +294,9 @@ def _thinking(fields: Fields) -> bool | None:
     """Read whether the model is to reason first, in the words of OpenAI or of vLLM."""
     effort = fields.any('reasoning_effort')
     template = fields.object('chat_template_kwargs')
-    thinking = None
+    thinking: bool | None = fields.any('enable_thinking')
+    if thinking is not None and not isinstance(thinking, bool):
+        raise fields.wrong('enable_thinking', thinking, 'true or false')
     if template:
         thinking = template.flag('enable_thinking')
         template.end()

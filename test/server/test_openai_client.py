@@ -128,6 +128,30 @@ def test_stop_seed_and_bounds_are_followed(client, picture):
     assert many.usage.completion_tokens <= 18
 
 
+#: what llama.cpp's own page sends with each question, and what LMDeploy's and vLLM's clients may
+LLAMA_CPP = {
+    'cache_prompt': True, 'reasoning_format': 'auto', 'samplers': ['top_k', 'temperature'],
+    'temperature': 0, 'dynatemp_range': 0, 'dynatemp_exponent': 1, 'xtc_probability': 0,
+    'xtc_threshold': 0.1, 'typical_p': 1, 'repeat_last_n': 64, 'repeat_penalty': 1,
+    'presence_penalty': 0, 'frequency_penalty': 0, 'dry_multiplier': 0, 'dry_base': 1.75,
+    'max_tokens': -1, 'timings_per_token': False,
+}  # fmt: skip
+LMDEPLOY = {
+    'repetition_penalty': 1.0, 'session_id': -1, 'ignore_eos': False, 'top_k': -1, 'min_p': 0.0,
+    'skip_special_tokens': True, 'enable_thinking': False, 'do_preprocess': True,
+    'temperature': 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('extra', [LLAMA_CPP, LMDEPLOY])
+def test_requests_for_other_servers(client, picture, expected, extra):
+    reply = client.chat.completions.create(
+        model='gpt-4o', messages=asked(picture), extra_body=extra
+    )
+    assert reply.choices[0].message.content == expected.text
+    assert reply.model == 'demo'
+
+
 def test_system_prompts_in_a_row_are_one(client):
     def asked_with(*prompts):
         messages = [{'role': role, 'content': text} for role, text in prompts]

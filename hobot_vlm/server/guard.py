@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import hmac
 import ipaddress
 import logging
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +30,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOCAL_NAMES = ('localhost', '127.0.0.1', '::1')
 #: what may be read without the key: the page, which then asks for it, and the health
 OPEN_PATHS = ('/', '/health', '/page.js', '/common.js', '/eye.js', '/page.css', '/icon.svg')
+
+#: where the key may stand, so that it is in no list of processes
+KEY_VARIABLE = 'HOBOT_VLM_API_KEY'
 
 #: status -> OpenAI's type of the error
 TYPES = {
@@ -62,6 +66,29 @@ class Settings:
     max_body: int = 32 << 20  # a 4K picture as PNG in base64, and room
     allow_urls: bool = False
     media_path: str = ''
+
+    @classmethod
+    def of(cls, host: str, key: str = '', everybody: bool = False, **more: Any) -> Settings:
+        """
+        Choose what fits an address.
+
+        :param key: what clients must send; empty: whatever ``KEY_VARIABLE`` says
+        :param everybody: let in without a key whoever reaches the address
+        :raises ConfigError: other machines would be let in by mistake, or a key cannot be sent
+        """
+        key = '' if everybody else key or os.environ.get(KEY_VARIABLE, '')
+        if key and not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                'the API key: expected printable ASCII, as a header has to be', 'key'
+            )
+        local = is_local(host)
+        if not (key or local or everybody):
+            raise ConfigError(
+                f'{host} lets other machines in: give an API key in {KEY_VARIABLE} or with '
+                '--api-key, or --no-api-key to let in everybody who reaches it',
+                'api_key',
+            )
+        return cls(key, local and not key, **more)
 
 
 def is_local(host: str) -> bool:

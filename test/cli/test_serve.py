@@ -94,3 +94,13 @@ def test_what_keeps_it_from_starting_is_said():
             assert 'Traceback' not in said
             for word in words:
                 assert word in said
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    from hobot_vlm import server
+    from hobot_vlm.errors import BackendMissing
+
+    server.check_libraries()
+    monkeypatch.setattr(server, 'LIBRARIES', ('starlette', 'no_such_library'))
+    with pytest.raises(BackendMissing, match=r'no_such_library.*hobot_vlm\[serve\]'):
+        server.check_libraries()

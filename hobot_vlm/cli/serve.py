@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import threading
 from typing import Any
 
 from ..config import Config
-from ..errors import BackendMissing, ConfigError
+from ..errors import ConfigError
+from ..server import check_libraries
 
-#: where the key may stand, so that it is in no list of processes
-KEY_VARIABLE = 'HOBOT_VLM_API_KEY'
 #: seconds between two checks whether the server is to end
 TICK = 0.2
 
@@ -67,7 +65,7 @@ def add_parser(commands: Any) -> None:
         'serve',
         help="answer OpenAI's API over HTTP, and show a page",
         description="Answer OpenAI's API over HTTP, and show a page for the browser.",
-        epilog=f'The key may also stand in the environment as {KEY_VARIABLE}. More: '
+        epilog='The key may also stand in the environment as HOBOT_VLM_API_KEY. More: '
         'docs/serving.md.',
     )
     for flags, more in OPTIONS:
@@ -81,16 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
     :raises VlmError: an option is wrong, or the model cannot be loaded
     """
-    try:
-        import uvicorn  # noqa: F401
-
-        from ..server.http import create_app, HttpServer
-    except ModuleNotFoundError as exc:
-        raise BackendMissing(
-            f'{exc.name} is not installed, which `vlm serve` needs',
-            "run `pip install 'hobot_vlm[serve]'`, or apt install python3-starlette "
-            'python3-uvicorn python3-prometheus-client',
-        ) from exc
+    check_libraries()
+    from ..server.http import create_app, HttpServer
     from ..vlm import VLM
 
     config = _config(args)
@@ -120,23 +110,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> Any:
     """Read how the server is reached."""
-    from ..server.guard import is_local, Settings
+    from ..server.guard import Settings
 
-    key = args.api_key or os.environ.get(KEY_VARIABLE, '')
-    if key and not (key.isascii() and key.isprintable()):
-        raise ConfigError('--api-key: expected printable ASCII, as a header has to be', 'api_key')
-    local = is_local(args.host)
-    if not key and not local and not args.no_api_key:
-        raise ConfigError(
-            f'--host {args.host} lets other machines in: give --api-key KEY, or --no-api-key to '
-            'let in everybody who reaches it',
-            'api_key',
-        )
     if args.max_body < 1:
         raise ConfigError(f'--max-body is {args.max_body}: expected 1 MiB or more', 'max_body')
-    return Settings(
-        api_key='' if args.no_api_key else key,
-        local=local and not key,
+    return Settings.of(
+        args.host,
+        args.api_key or '',
+        args.no_api_key,
         origins=tuple(origin.rstrip('/') for origin in args.cors),
         max_body=args.max_body << 20,
         allow_urls=args.allow_urls,

@@ -84,7 +84,7 @@ def test_what_keeps_it_from_starting_is_said():
             (['--host', '::'], ['--api-key']),
             (['--host', 'no.such.host.invalid', '--no-api-key'], ['cannot listen']),
             (['--port', '0', '--media-path', '/nothing'], ['--media-path', 'folder']),
-            (['--port', '0', '--api-key', 'schlüssel'], ['--api-key', 'ASCII']),
+            (['--port', '0', '--api-key', 'schlüssel'], ['API key', 'ASCII']),
             (['--port', '0', '--model', 'nothing'], ['there is no model']),
             (['--set', 'temprature=1'], ['did you mean temperature']),
         ):

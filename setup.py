@@ -14,7 +14,7 @@ setup(
     maintainer_email='hobot_vlm@users.noreply.github.com',
     python_requires='>=3.10',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
-    package_data={package_name: ['py.typed', 'catalogue.yaml', 'demo/*']},
+    package_data={package_name: ['py.typed', 'catalogue.yaml', 'demo/*', 'server/page/*']},
     # ROS looks for these below share/; what runs without ROS lies in the package itself.
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
@@ -55,18 +55,26 @@ setup(
             'ros-kilted-std-msgs',
             'ros-kilted-std-srvs',
         ],
+        # `vlm serve` and the node's `serve`; also as Ubuntu 22.04 and later ship them
+        'serve': ['prometheus-client>=0.9', 'starlette>=0.13', 'uvicorn>=0.15'],
         'test': [
             'gguf',
+            'httpx',
             'hypothesis',
             'jsonschema',
             'mypy',
             'onnx',
+            'openai',
+            'playwright',  # drives Chromium, where that is installed
+            'prometheus-client',
             'pydantic',  # a schema may be one of its classes
             'pytest',
             'pytest-timeout',
             'ruff',
             'setuptools',  # the tests install this package as colcon does
+            'starlette',
             'types-PyYAML',
+            'uvicorn',
         ],
         # for the tests: makes the messages that PyPI lacks
         'messages': [

@@ -6,6 +6,7 @@ The public API is what this module exports; it needs no ROS.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, TYPE_CHECKING
 
 from .errors import (
@@ -17,18 +18,20 @@ from .errors import (
     ModelFileError,
     ModelMismatch,
     PictureError,
+    PromptError,
     PromptTooLong,
     StateError,
     VlmError,
 )
-from .values import Box, Reply, TextChunk, Timings
+from .values import Box, Reply, Status, TextChunk, Timings
 
 if TYPE_CHECKING:
-    from .engine import Answer, Conversation, VLM
+    from .conversation import Conversation
+    from .engine.stream import Stream
+    from .vlm import VLM
 
 __version__ = '0.1.0'
 __all__ = [
-    'Answer',
     'BackendMissing',
     'Box',
     'ConfigError',
@@ -39,9 +42,12 @@ __all__ = [
     'ModelFileError',
     'ModelMismatch',
     'PictureError',
+    'PromptError',
     'PromptTooLong',
     'Reply',
     'StateError',
+    'Status',
+    'Stream',
     'TextChunk',
     'Timings',
     'VLM',
@@ -49,10 +55,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Load the engine, and llama.cpp with it, when it is first asked for."""
-    if name in ('Answer', 'Conversation', 'VLM'):
-        from . import engine
+#: what is loaded, and llama.cpp with it, when it is first asked for -> where it stands
+_LATE = {'Conversation': 'conversation', 'Stream': 'engine.stream', 'VLM': 'vlm'}
 
-        return getattr(engine, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(f'.{_LATE[name]}', __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

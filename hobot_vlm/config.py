@@ -193,6 +193,9 @@ class Config:
 #: options that the node may change while it runs
 LIVE = tuple(item.name for item in fields(Config) if item.metadata['live'])
 
+#: options that may differ from request to request
+PER_REQUEST = (*LIVE, 'thinking', 'max_tiles', 'fit')
+
 
 @dataclass(frozen=True)
 class NodeConfig(Config):

@@ -6,7 +6,7 @@ anywhere: it is checked before it is used, and nothing in it is run. It is a zip
 compression that holds
 
 * ``state.json``: which model it belongs to, the turns, and what each cell holds,
-* ``picture_N``: embeddings, float32 little endian,
+* ``image_N``: embeddings of its tiles, float32 little endian,
 * ``kv``: the cells, as llama.cpp writes a sequence.
 """
 
@@ -27,14 +27,18 @@ import numpy as np
 
 from .config import Config
 from .errors import ModelMismatch, StateError
-from .llama.model import Decoder
-from .prompt import Part, Turn
-from .values import Control, ImageEmbedding, Picture, Span, Text, Tokens
+from .llama.model import Model
+from .prompt.history import Turn
+from .prompt.tokens import embedding_ids
+from .values import Control, ImageEmbedding, Part, Span, Text, Tile, TileSpan, Tokens
 
-FORMAT = 1
+FORMAT = 2
 
 #: read of a large file to know it again: its head, and blocks that lie evenly in the rest
 HEAD, BLOCKS, BLOCK = 1 << 20, 256, 1 << 14
+
+#: embeddings of a tile at most; a power of two above what any encoder gives
+MOST_TOKENS = 1 << 16
 
 #: (its name for people, what must be the same) of each thing that cells depend on
 Identity = Mapping[str, tuple[str, str]]
@@ -45,25 +49,25 @@ class Saved:
     """
     What a file holds.
 
-    :param cells: as in ``llama.session.Prompt``
-    :param kv: the same cells as llama.cpp writes them; empty where there are none
+    :param ids: what its cells of the KV cache hold, as in ``prompt.tokens.Prompt``
+    :param kv: these cells as llama.cpp writes them; empty where there are none
     """
 
     system_prompt: str
     overflow: str
     turns: list[Turn]
-    cells: list[int]
-    kv: bytes | memoryview
+    ids: list[int]
+    kv: bytes | bytearray
 
-    def pictures(self) -> list[ImageEmbedding]:
+    def images(self) -> list[ImageEmbedding]:
         """Give the pictures of all turns, each once."""
         found = {
-            span.embedding.key: span.embedding
+            span.image.key: span.image
             for turn in self.turns
             for part in turn.user
             if not isinstance(part, str)
             for span in part
-            if isinstance(span, Picture)
+            if isinstance(span, TileSpan)
         }
         return list(found.values())
 
@@ -85,6 +89,7 @@ def identity(decoder: Path, encoder: Path | None, config: Config) -> Identity:
         if adapter
         else (lora, adapter),
         'KV cache type (cache_type)': (config.cache_type, config.cache_type),
+        'attention (flash_attention)': (config.flash_attention, config.flash_attention),
         'layout of llama.cpp': (
             f'version {lib.LLAMA_STATE_SEQ_VERSION}',
             str(lib.LLAMA_STATE_SEQ_VERSION),
@@ -116,54 +121,77 @@ def write(path: Path, saved: Saved, belongs_to: Identity) -> None:
 
     :raises StateError: it cannot be written
     """
-    pictures = {picture.key: (i, picture) for i, picture in enumerate(saved.pictures())}
+    images = {image.key: (i, image) for i, image in enumerate(saved.images())}
+    tiles = [tile for _, image in images.values() for tile in image.tiles]
     content = {
         'format': FORMAT,
         'belongs_to': belongs_to,
         'system_prompt': saved.system_prompt,
         'overflow': saved.overflow,
-        'cells': saved.cells,
+        'cells': _flat_ids(saved.ids, tiles),
         'turns': [
             {
-                'user': [_flat(part, pictures) for part in turn.user],
-                'picture_parts': len(turn.pictures),
-                'answer': turn.answer.ids,
+                'user': [_flat(part, images) for part in turn.user],
+                'image_parts': len(turn.images),
+                'answer': _flat([turn.answer], images),
             }
             for turn in saved.turns
         ],
-        'pictures': [
+        'images': [
             {
-                'shape': p.data.shape,
-                'rows': p.rows,
-                'columns': p.columns,
-                'overview': p.overview,
-                'key': p.key.hex(),
-                'size': p.size,
+                'tokens': [tile.tokens for tile in image.tiles],
+                'rows': image.rows,
+                'columns': image.columns,
+                'overview': image.overview,
+                'size': image.size,
             }
-            for _, p in pictures.values()
+            for _, image in images.values()
         ],
     }
+    path = _target(path)
     try:
-        handle, beside = tempfile.mkstemp('.part', f'.{path.name}.', path.parent)
+        handle, part = tempfile.mkstemp('.part', f'.{path.name}.', path.parent)
         try:
             with os.fdopen(handle, 'wb') as file:
                 with zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
                     archive.writestr('state.json', json.dumps(content))
-                    for i, picture in pictures.values():
-                        archive.writestr(f'picture_{i}', picture.data.astype('<f4').tobytes())
+                    for i, image in images.values():
+                        data = np.concatenate([tile.data for tile in image.tiles])
+                        archive.writestr(f'image_{i}', data.astype('<f4').tobytes())
                     with archive.open('kv', 'w', force_zip64=True) as member:
                         member.write(saved.kv)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(part, path)
         except BaseException:
-            os.unlink(beside)
+            os.unlink(part)
             raise
     except OSError as exc:
         raise StateError(f'cannot save the conversation in {path}: {exc.strerror or exc}') from exc
 
 
-def _flat(part: Part, pictures: Mapping[bytes, tuple[int, ImageEmbedding]]) -> Any:
+def _target(path: Path) -> Path:
+    """
+    Give the file behind a path; one that a link names stays where the link points.
+
+    :raises StateError: it is a folder, a pipe or a device
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise StateError(f'{path} is no file: give the path of one for the conversation')
+    return path
+
+
+def _flat_ids(ids: Sequence[int], tiles: Sequence[Tile]) -> list[int]:
+    """Write ids so that they name tiles by their place in the file: -1, -2, ... for the first."""
+    places = {}
+    for number, tile in enumerate(tiles):
+        for i, name in enumerate(embedding_ids(tile)):
+            places[name] = -1 - (number * MOST_TOKENS + i)
+    return [places.get(value, value) for value in ids]
+
+
+def _flat(part: Part, images: Mapping[bytes, tuple[int, ImageEmbedding]]) -> Any:
     if isinstance(part, str):
         return part
     return [
@@ -173,7 +201,7 @@ def _flat(part: Part, pictures: Mapping[bytes, tuple[int, ImageEmbedding]]) -> A
         if isinstance(span, Control)
         else {'tokens': span.ids}
         if isinstance(span, Tokens)
-        else {'picture': pictures[span.embedding.key][0], 'tile': span.tile}
+        else {'image': images[span.image.key][0], 'tile': span.index}
         for span in part
     ]
 
@@ -181,13 +209,14 @@ def _flat(part: Part, pictures: Mapping[bytes, tuple[int, ImageEmbedding]]) -> A
 # -- reading ---------------------------------------------------------------------------------
 
 
-def read(path: Path, belongs_to: Identity, decoder: Decoder) -> Saved:
+def read(path: Path, belongs_to: Identity, model: Model) -> Saved:
     """
     Read a file.
 
     :raises StateError: it cannot be read, was cut short, or is something else
     :raises ModelMismatch: it was saved with another model
     """
+    path = _target(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist()):
@@ -196,7 +225,7 @@ def read(path: Path, belongs_to: Identity, decoder: Decoder) -> Saved:
             if content['format'] != FORMAT:
                 raise ValueError(f'it has format {content["format"]!r}, and {FORMAT} is known')
             _check_identity(path, content['belongs_to'], belongs_to)
-            return _saved(content, archive, decoder)
+            return _saved(content, archive, model)
     except OSError as exc:
         raise StateError(
             f'cannot read the saved conversation {path}: {exc.strerror or exc}'
@@ -212,9 +241,10 @@ def read(path: Path, belongs_to: Identity, decoder: Decoder) -> Saved:
         TypeError,
         AttributeError,
         OverflowError,
+        RecursionError,
     ) as exc:
         raise StateError(
-            f'{path} is no saved conversation, or is damaged ({exc}): save it anew'
+            f'{path} is no saved conversation, or is damaged ({str(exc)[:200]}): save it anew'
         ) from exc
 
 
@@ -228,66 +258,79 @@ def _check_identity(path: Path, then: Any, now: Identity) -> None:
             )
 
 
-def _saved(content: Any, archive: zipfile.ZipFile, decoder: Decoder) -> Saved:
-    pictures = []
-    for i, item in enumerate(content['pictures']):
-        data = np.frombuffer(archive.read(f'picture_{i}'), '<f4').reshape(item['shape'])
-        key, (width, height) = bytes.fromhex(item['key']), item['size']
-        if data.ndim != 3 or data.shape[2] != decoder.n_embd or not data.size or len(key) != 16:
-            raise ValueError(f'picture {i} has the shape {data.shape}')
-        if not np.isfinite(data).all():
-            raise ValueError(f'picture {i} holds numbers that are not finite')
-        pictures.append(
-            ImageEmbedding(
-                data.astype(np.float32, copy=False),
-                int(item['rows']),
-                int(item['columns']),
-                bool(item['overview']),
-                key,
-                (int(width), int(height)),
-            )
-        )
+def _saved(content: Any, archive: zipfile.ZipFile, model: Model) -> Saved:
+    images = [
+        _image(item, archive.read(f'image_{i}'), model) for i, item in enumerate(content['images'])
+    ]
     turns = []
     for item in content['turns']:
-        user = [_part(part, pictures, decoder) for part in item['user']]
-        turns.append(
-            Turn(
-                user,
-                user[: _whole(item['picture_parts'], 0, len(user) + 1)],
-                Tokens(tuple(_ids(item['answer'], 0, decoder))),
-            )
-        )
-    cells = _ids(content['cells'], -1 << 200, decoder)
+        user = [_part(part, images, model) for part in item['user']]
+        (answer,) = list(_part(item['answer'], images, model))
+        if not isinstance(answer, (Tokens, Text)):
+            raise ValueError('an answer is neither tokens nor text')
+        turns.append(Turn(user, user[: _whole(item['image_parts'], 0, len(user) + 1)], answer))
+    tiles = [tile for image in images for tile in image.tiles]
+    names = [embedding_ids(tile) for tile in tiles]
+    ids = []
+    for value in content['cells']:
+        place = _whole(value, -1 - len(tiles) * MOST_TOKENS, model.n_vocab)
+        if place < 0:
+            number, i = divmod(-1 - place, MOST_TOKENS)
+            place = names[number][i]
+        ids.append(place)
     overflow, system_prompt = content['overflow'], content['system_prompt']
     if overflow not in ('drop_oldest', 'refuse') or not isinstance(system_prompt, str):
-        raise ValueError(f'overflow is {overflow!r}')
+        raise ValueError(f'overflow is {str(overflow)[:40]!r}')
     kv = archive.read('kv')
-    if bool(kv) != bool(cells):
-        raise ValueError(f'it has {len(cells)} cells of {len(kv)} bytes')
-    return Saved(system_prompt, overflow, turns, cells, kv)
+    if bool(kv) != bool(ids):
+        raise ValueError(f'it has {len(ids)} cells of {len(kv)} bytes')
+    return Saved(system_prompt, overflow, turns, ids, kv)
 
 
-def _part(part: Any, pictures: Sequence[ImageEmbedding], decoder: Decoder) -> Part:
+def _image(item: Any, raw: bytes, model: Model) -> ImageEmbedding:
+    """
+    Read a picture.
+
+    Its tiles are named after the embeddings in the file: a file may claim that they are of any
+    picture, and others who ask about that one must not be given these.
+    """
+    counts = [_whole(count, 1, MOST_TOKENS + 1) for count in item['tokens']]
+    data = np.frombuffer(raw, '<f4').astype(np.float32, copy=False)
+    data = data.reshape(sum(counts), model.n_embd)
+    if not counts or not np.isfinite(data).all():
+        raise ValueError('a picture holds no embeddings, or such as are not finite')
+    tiles = []
+    for embeddings in np.split(data, np.cumsum(counts)[:-1]):
+        key = hashlib.sha256(b'embeddings' + embeddings.tobytes()).digest()[:16]
+        tile = Tile(key, len(embeddings))
+        tile.encoded.set_result(np.ascontiguousarray(embeddings))
+        tiles.append(tile)
+    rows, columns = (_whole(item[name], 0, 1 << 16) for name in ('rows', 'columns'))
+    width, height = (_whole(length, 1, 1 << 24) for length in item['size'])
+    whole = hashlib.sha256(b''.join(tile.key for tile in tiles)).digest()[:16]
+    overview = bool(item['overview'])
+    if rows * columns + overview != len(tiles):
+        raise ValueError(f'a picture of {rows} x {columns} tiles has {len(tiles)}')
+    return ImageEmbedding(tuple(tiles), rows, columns, overview, whole, (width, height))
+
+
+def _part(part: Any, images: Sequence[ImageEmbedding], model: Model) -> Part:
     if isinstance(part, str):
         return part
     spans: list[Span] = []
     for item in part:
-        if 'picture' in item:
-            picture = pictures[_whole(item['picture'], 0, len(pictures))]
-            spans.append(Picture(picture, _whole(item['tile'], 0, len(picture.data))))
+        if 'image' in item:
+            image = images[_whole(item['image'], 0, len(images))]
+            spans.append(TileSpan(image, _whole(item['tile'], 0, len(image.tiles))))
         elif 'tokens' in item:
-            spans.append(Tokens(tuple(_ids(item['tokens'], 0, decoder))))
+            spans.append(Tokens(tuple(_whole(v, 0, model.n_vocab) for v in item['tokens'])))
         elif 'control' in item:
-            if item['control'] not in decoder.controls:
-                raise ValueError(f'there is no control token {item["control"]!r}')
+            if item['control'] not in model.controls:
+                raise ValueError(f'there is no control token {str(item["control"])[:40]!r}')
             spans.append(Control(item['control']))
         else:
             spans.append(Text('' + item['text']))
     return spans
-
-
-def _ids(values: Any, low: int, decoder: Decoder) -> list[int]:
-    return [_whole(value, low, decoder.n_vocab) for value in values]
 
 
 def _whole(value: Any, low: int, end: int) -> int:

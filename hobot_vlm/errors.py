@@ -9,7 +9,8 @@ VlmError
 ├── DownloadError      a model that could not be fetched
 ├── StateError         a saved conversation that cannot be written or read
 ├── PictureError       a picture or image message that cannot be read
-├── PromptTooLong      a prompt that does not fit the context
+├── PromptError        a prompt, or messages, that cannot be read
+│   └── PromptTooLong  a prompt that does not fit the context
 ├── GrammarError       a grammar, schema or option of an answer that cannot be used
 └── InferenceError     the encoder or llama.cpp failed on good input
 
@@ -63,7 +64,11 @@ class PictureError(VlmError):
     """A picture or an image message that cannot be read."""
 
 
-class PromptTooLong(VlmError):
+class PromptError(VlmError):
+    """A prompt, or a list of messages, that cannot be read."""
+
+
+class PromptTooLong(PromptError):
     """A prompt that does not fit the context."""
 
     def __init__(self, tokens: int, capacity: int):

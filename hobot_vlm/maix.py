@@ -9,18 +9,17 @@ and log are not here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from .engine import VLM
 from .errors import ConfigError, PictureError, PromptTooLong, VlmError
-from .image import load_rgb, Pixels
 from .machine import resident_bytes
-from .values import ImageSource
+from .values import ImageSource, Pixels
+from .vlm import read_image, VLM
 
 
 class Err(IntEnum):
@@ -97,7 +96,7 @@ class InternVL:
 
     def input_width(self) -> int:
         """Give the width of the encoder's input; 0 without one."""
-        return self._vlm.encoder.tile_size if self._vlm.encoder else 0
+        return self._vlm.tile_size
 
     def input_height(self) -> int:
         """Give the height of the encoder's input, which is square."""
@@ -116,8 +115,8 @@ class InternVL:
         self.clear_image()
         try:
             chosen = Fit(fit)
-            rgb = np.array(load_rgb(img))  # the caller may go on drawing on the original
-            self._vlm.embed([rgb], replace(self._vlm.config, fit=FITS[chosen]))
+            rgb = np.array(read_image(img))  # the caller may go on drawing on the original
+            self._vlm.encode(rgb, fit=FITS[chosen])
         except (VlmError, ValueError) as exc:
             return _code(exc)
         self._image, self._fit = rgb, chosen
@@ -186,7 +185,7 @@ def load(path: str, format: Format = Format.FMT_RGB888) -> Pixels:  # noqa: A002
 
     :raises PictureError: it cannot be read
     """
-    return load_rgb(path)
+    return read_image(path)
 
 
 def format_name(code: Format) -> str:

@@ -1,12 +1,14 @@
 """
 The values that travel between the parts: tiles, embeddings, spans, chunks of text, replies.
 
-Nothing here knows how a value is made. All are immutable; arrays must not be written to.
+Nothing here knows how a value is made. All but ``Tile`` are immutable; arrays must not be written
+to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,17 +37,40 @@ class ImageTiles:
     std: tuple[float, float, float]
 
 
+@dataclass(eq=False)
+class Tile:
+    """
+    One tile of a picture, and its embeddings once they are made.
+
+    :param key: hash of what the embeddings depend on; equal keys mean equal embeddings
+    :param tokens: embeddings of the tile; 0 until the encoder has run where only that tells
+    :param encoded: float32 (tokens, n_embd), C order, or why there is none
+    """
+
+    key: bytes
+    tokens: int
+    encoded: Future[npt.NDArray[np.float32]] = field(default_factory=Future)
+
+    @property
+    def data(self) -> npt.NDArray[np.float32]:
+        """Give the embeddings, waiting for the encoder."""
+        return self.encoded.result()
+
+
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
     """
     What the decoder reads in place of a picture.
 
-    :param data: float32 (tiles, tokens per tile, n_embd), C order
-    :param key: hash of the picture and of how it was cut and encoded
+    :param tiles: in the order in which the family lays them out, the overview last
+    :param rows: rows of the grid of tiles; 0 where the overview is the only tile
+    :param columns: columns of the grid
+    :param overview: whether the last tile shows the whole picture
+    :param key: hash of the picture and of how it is cut
     :param size: (width, height) of the picture in pixels, before it was cut
     """
 
-    data: npt.NDArray[np.float32]
+    tiles: tuple[Tile, ...]
     rows: int
     columns: int
     overview: bool
@@ -55,7 +80,7 @@ class ImageEmbedding:
     @property
     def tokens(self) -> int:
         """Number of cells that the picture takes in the KV cache."""
-        return int(self.data.shape[0] * self.data.shape[1])
+        return sum(tile.tokens for tile in self.tiles)
 
 
 @dataclass(frozen=True)
@@ -80,14 +105,19 @@ class Tokens:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class TileSpan:
     """The embeddings of one tile of a picture."""
 
-    embedding: ImageEmbedding
-    tile: int
+    image: ImageEmbedding
+    index: int
+
+    @property
+    def tile(self) -> Tile:
+        """Give the tile."""
+        return self.image.tiles[self.index]
 
 
-Span = Text | Control | Tokens | Picture
+Span = Text | Control | Tokens | TileSpan
 
 #: What a turn is made of: text, or the spans of a picture.
 Part = str | list[Span]
@@ -98,14 +128,17 @@ class Timings:
     """
     Where the time went, in milliseconds.
 
+    :param queued_ms: waiting, for other requests and for room, and for nothing of its own
     :param preprocess_ms: picture files and arrays -> tiles
     :param encode_ms: tiles -> embeddings; 0 where they were known
     :param prefill_ms: decoding what was new in the prompt
-    :param ttft_ms: from the question to the first token: all of the above and sampling
+    :param ttft_ms: from the question to the first token. Text is prefilled while pictures are
+        encoded, so this may be less than the sum of the above
     :param decode_ms: from the first token to the last
     :param tokens_per_second: of the decode phase
     """
 
+    queued_ms: float = 0.0
     preprocess_ms: float = 0.0
     encode_ms: float = 0.0
     prefill_ms: float = 0.0
@@ -120,10 +153,12 @@ class TextChunk:
     A piece of an answer: whole characters only.
 
     :param thinking: whether the piece belongs to the model's reasoning, not to its answer
+    :param logprobs: of the tokens since the piece before, where they were asked for
     """
 
     text: str
     thinking: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,8 +198,8 @@ class Reply:
     """
     A whole answer.
 
-    :param finish_reason: ``stop`` (the model ended), ``length``, ``cancelled`` or, from the ROS
-        node only, ``error``
+    :param finish_reason: ``stop`` (the model ended), ``length``, ``cancelled``, ``timeout``
+        or, from the ROS node only, ``error``
     :param prompt_tokens: cells that the prompt takes in the KV cache, pictures included
     :param image_tokens: how many of them are embeddings of pictures
     :param completion_tokens: tokens of the answer
@@ -192,6 +227,25 @@ class Reply:
             if not fields[name]:
                 del fields[name]
         return fields
+
+
+@dataclass(frozen=True)
+class Status:
+    """
+    What a model is doing.
+
+    :param waiting: requests without a place in the KV cache
+    :param running: requests that are prefilled or decoded
+    :param encoding: tiles that wait for the encoder or are in it
+    :param image_hits: pictures that were known, since the start
+    :param image_misses: pictures that had to be encoded, since the start
+    """
+
+    waiting: int
+    running: int
+    encoding: int
+    image_hits: int
+    image_misses: int
 
 
 #: RGB uint8 (height, width, 3)

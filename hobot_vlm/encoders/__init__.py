@@ -37,9 +37,9 @@ class VisionEncoder(ABC):
     """
     Turns tiles into the embeddings that the decoder reads.
 
-    ``tile_size`` is the width and height of a tile in pixels; ``tokens`` the number of embeddings per
-    tile, or 0 where only running the model tells; ``n_embd`` their width; ``usual_tiles`` how many
-    tiles to cut unless the user says otherwise, 0 for as many as the family's makers do.
+    ``tile_size`` is the width and height of a tile in pixels; ``tokens`` the number of embeddings
+    per tile, or 0 where only running the model tells; ``n_embd`` their width; ``usual_tiles`` how
+    many tiles to cut unless the user says otherwise, 0 for as many as the family's makers do.
     """
 
     tile_size: int

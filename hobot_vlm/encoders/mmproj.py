@@ -24,6 +24,7 @@ from .mmproj_file import IDEFICS3, INTERNVL, MmprojFile
 from .pixels import check_embeddings, check_tiles
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
 from ..llama.backend import last_errors, on_log, start_backend
+from ..llama.gguf import GgufHeader, read_gguf
 from ..machine import usable_cores
 from ..values import ImageTiles
 

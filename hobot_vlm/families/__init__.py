@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..errors import ModelMismatch
-from ..values import ImageEmbedding, ImageTiles, Part, Pixels
+from ..values import ImageEmbedding, ImageTiles, Part, Pixels, Span
 
 
 class Family(ABC):
@@ -48,11 +48,15 @@ class Family(ABC):
         """Say whether a vocabulary with these control tokens is one of the family's."""
 
     @abstractmethod
-    def show(
-        self, pictures: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
+    def spans(self, image: ImageEmbedding, controls: Collection[str]) -> list[Span]:
+        """Give one picture with the marks around it, as it stands within a text."""
+
+    @abstractmethod
+    def parts(
+        self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
     ) -> list[Part]:
         """
-        Lay out pictures as they stand before the question.
+        Give pictures as they stand before the question.
 
         :param labels: what to call each; empty: as the makers do
         :param controls: control tokens of the model

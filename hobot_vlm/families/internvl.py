@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from . import Family
 from ..image.resize import BICUBIC, cut, place
-from ..values import Control, ImageEmbedding, ImageTiles, Part, Picture, Pixels
+from ..values import Control, ImageEmbedding, ImageTiles, Part, Pixels, Span, TileSpan
 
 MAX_TILES = 12
 
@@ -52,17 +52,20 @@ class InternVL(Family):
     def knows(self, controls: Collection[str]) -> bool:
         return any(opening in controls and closing in controls for opening, closing in AROUND)
 
-    def show(
-        self, pictures: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
-    ) -> list[Part]:
+    def spans(self, image: ImageEmbedding, controls: Collection[str]) -> list[Span]:
         opening, closing = next(pair for pair in AROUND if set(pair) <= set(controls))
-        if not labels and len(pictures) > 1:
-            labels = [f'Image-{i + 1}' for i in range(len(pictures))]
+        tiles = [TileSpan(image, index) for index in range(len(image.tiles))]
+        return [Control(opening), *tiles, Control(closing)]
+
+    def parts(
+        self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
+    ) -> list[Part]:
+        if not labels and len(images) > 1:
+            labels = [f'Image-{i + 1}' for i in range(len(images))]
         parts: list[Part] = []
-        for i, picture in enumerate(pictures):
-            tiles = [Picture(picture, tile) for tile in range(len(picture.data))]
+        for i, image in enumerate(images):
             parts += [f'{labels[i]}: '] if labels else []
-            parts += [[Control(opening), *tiles, Control(closing)], '\n']
+            parts += [self.spans(image, controls), '\n']
         return parts
 
     def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:

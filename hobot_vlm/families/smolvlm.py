@@ -11,7 +11,7 @@ import math
 
 from . import Family
 from ..image.resize import cut, LANCZOS, place, resize
-from ..values import Control, ImageEmbedding, ImageTiles, Part, Picture, Pixels, Span, Text
+from ..values import Control, ImageEmbedding, ImageTiles, Part, Pixels, Span, Text, TileSpan
 
 #: The longest edge is brought to this many tiles.
 TILES_PER_EDGE = 4
@@ -42,31 +42,29 @@ class SmolVLM(Family):
     def knows(self, controls: Collection[str]) -> bool:
         return AROUND in controls and GLOBAL in controls
 
-    def show(
-        self, pictures: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
-    ) -> list[Part]:
-        parts: list[Part] = []
-        for i, picture in enumerate(pictures):
-            spans = self._spans(picture)
-            parts += [f'{labels[i]}: ', spans, '\n'] if labels else [spans]
-        return parts
-
-    @staticmethod
-    def _spans(picture: ImageEmbedding) -> list[Span]:
-        """Lay out one picture: tiles by row and column, then the global picture."""
+    def spans(self, image: ImageEmbedding, controls: Collection[str]) -> list[Span]:
         spans: list[Span] = []
-        for row in range(picture.rows):
-            for column in range(picture.columns):
+        for row in range(image.rows):
+            for column in range(image.columns):
                 spans += [
                     Control(AROUND),
                     Control(f'<row_{row + 1}_col_{column + 1}>'),
-                    Picture(picture, row * picture.columns + column),
+                    TileSpan(image, row * image.columns + column),
                 ]
             spans.append(Text('\n'))
-        if picture.rows:
+        if image.rows:
             spans.append(Text('\n'))
-        last = len(picture.data) - 1
-        return [*spans, Control(AROUND), Control(GLOBAL), Picture(picture, last), Control(AROUND)]
+        last = len(image.tiles) - 1
+        return [*spans, Control(AROUND), Control(GLOBAL), TileSpan(image, last), Control(AROUND)]
+
+    def parts(
+        self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
+    ) -> list[Part]:
+        parts: list[Part] = []
+        for i, image in enumerate(images):
+            spans = self.spans(image, controls)
+            parts += [f'{labels[i]}: ', spans, '\n'] if labels else [spans]
+        return parts
 
     def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         fit = fit or self.default_fit

@@ -15,6 +15,7 @@ from enum import Enum
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from llama_cpp import llama_cpp as lib
 import numpy as np
@@ -58,6 +59,10 @@ class Outcome(Enum):
     NO_ROOM = 'no room'  # nothing was written
 
 
+#: what is decoded in a row: token ids, or embeddings, float32 (entries, n_embd)
+Entries = Sequence[int] | npt.NDArray[np.float32]
+
+
 @dataclass
 class Run:
     """
@@ -65,19 +70,18 @@ class Run:
 
     :param seq: llama.cpp's number of the sequence
     :param position: of the first entry
-    :param tokens: token ids
-    :param embeddings: float32 (entries, n_embd) in place of tokens
     :param logits: whether those of the last entry are wanted
     """
 
     seq: int
     position: int
-    tokens: Sequence[int] = ()
-    embeddings: npt.NDArray[np.float32] | None = None
+    entries: Entries
     logits: bool = False
 
-    def __len__(self) -> int:
-        return len(self.tokens) if self.embeddings is None else len(self.embeddings)
+    @property
+    def embedded(self) -> bool:
+        """Whether the entries are embeddings."""
+        return isinstance(self.entries, np.ndarray)
 
 
 class Context:
@@ -131,6 +135,10 @@ class Context:
             )
         self._on_close.callback(lib.llama_free, self.handle)
         self.memory = lib.llama_get_memory(self.handle)
+        #: whether a sequence can forget its end, which a recurrent model cannot
+        self.rewinds = not (
+            lib.llama_model_is_recurrent(model.handle) or lib.llama_model_is_hybrid(model.handle)
+        )
         # 2. the way to stop it
         self._stop = ctypes.create_string_buffer(2)
         self._install_stop()
@@ -140,7 +148,7 @@ class Context:
         self._seqs, self._logits = np.zeros(n, np.int32), np.zeros(n, np.int8)
         self._one = np.ones(n, np.int32)
         self._seq_pointers = self._seqs.ctypes.data + 4 * np.arange(n, dtype=np.uint64)
-        self._embeddings: npt.NDArray[np.float32] | None = None
+        self._embeddings = np.empty((n, model.n_embd), np.float32)
         # 4. tokens as embeddings, for batches that hold both; known once ``mix`` was called
         self._table: EmbeddingTable | None = None
 
@@ -192,6 +200,12 @@ class Context:
         """Undo ``stop``."""
         self._stop[0] = b'\x00'
 
+    def warm_up(self) -> None:
+        """Run one token, so that the weights are in memory before the first question."""
+        token = max(0, int(lib.llama_vocab_bos(self.model.vocab)))
+        self.run([Run(0, 0, [token], logits=True)])
+        lib.llama_memory_clear(self.memory, True)
+
     # -- running -----------------------------------------------------------------------------
 
     def mix(self) -> bool:
@@ -210,8 +224,8 @@ class Context:
         embedding = np.empty((1, self.model.n_embd), np.float32)
         table.look_up([token], embedding)
         results = []
-        for run in (Run(0, 0, [token], logits=True), Run(0, 0, (), embedding, True)):
-            if self.run([run]) is not Outcome.DONE:
+        for entries in ([token], embedding):
+            if self.run([Run(0, 0, entries, logits=True)]) is not Outcome.DONE:
                 return False
             results.append(self.logits().copy())
             lib.llama_memory_clear(self.memory, True)
@@ -234,25 +248,21 @@ class Context:
         :param runs: at most ``n_batch`` entries in all; tokens and embeddings only where ``mixes``
         :raises InferenceError: llama.cpp failed
         """
-        as_embeddings = any(run.embeddings is not None for run in runs)
-        if as_embeddings and self._embeddings is None:
-            self._embeddings = np.empty((self.n_batch, self.model.n_embd), np.float32)
+        as_embeddings = any(run.embedded for run in runs)
         n = 0
         for run in runs:
-            end = n + len(run)
+            end = n + len(run.entries)
             self._positions[n:end] = np.arange(run.position, run.position + end - n)
             self._seqs[n:end] = run.seq
             self._logits[n:end] = 0
             self._logits[end - 1] = run.logits
             if not as_embeddings:
-                self._tokens[n:end] = run.tokens
+                self._tokens[n:end] = run.entries
+            elif isinstance(run.entries, np.ndarray):
+                self._embeddings[n:end] = run.entries
             else:
-                assert self._embeddings is not None
-                if run.embeddings is not None:
-                    self._embeddings[n:end] = run.embeddings
-                else:
-                    assert self._table is not None
-                    self._table.look_up(run.tokens, self._embeddings[n:end])
+                assert self._table is not None
+                self._table.look_up(run.entries, self._embeddings[n:end])
             n = end
         batch = lib.llama_batch(
             n_tokens=n,
@@ -286,6 +296,5 @@ class Context:
         self._on_close.close()
 
 
-def _pointer(array: npt.NDArray[np.generic] | None, kind: type) -> object:
-    assert array is not None
+def _pointer(array: npt.NDArray[Any], kind: type[Any]) -> object:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import ctypes
 from pathlib import Path
+from typing import Any
 
 from llama_cpp import llama_cpp as lib
 import numpy as np
@@ -56,7 +57,7 @@ class EmbeddingTable:
         self._rows = np.memmap(path, np.uint8, 'r', info.offset, (n_vocab, info.size // n_vocab))
         self._to_float = None if info.kind == F32 else _to_float(info.kind, path)
 
-    def look_up(self, tokens: Sequence[int] | npt.NDArray[np.int32], out: npt.NDArray[np.float32]) -> None:
+    def look_up(self, tokens: Sequence[int], out: npt.NDArray[np.float32]) -> None:
         """
         Write the embeddings of tokens.
 
@@ -70,7 +71,7 @@ class EmbeddingTable:
             self._to_float(rows.ctypes.data, out.ctypes.data, out.size)
 
 
-def _to_float(kind: int, path: Path) -> ctypes._CFuncPtr:
+def _to_float(kind: int, path: Path) -> Any:
     """Give ggml's function that widens numbers of a type."""
     get = lib._lib.ggml_get_type_traits  # libllama brings libggml-base with it
     get.restype, get.argtypes = ctypes.POINTER(_TypeTraits), [ctypes.c_int]

@@ -1,107 +1,32 @@
 """
-The KV cache, and the only place that counts its cells.
+The KV cache: which slot holds what, and who gives way when it is full.
 
-A cell holds a token or one embedding of a picture. A ``Session`` is one sequence of cells and
-remembers what each holds, so a prompt that starts like the last one is not decoded again. The
-``Cache`` lends sessions to whoever asks. For the models served here positions and cells are the
-same numbers: neither family uses M-RoPE.
+A slot is one sequence of llama.cpp. It remembers what its cells hold, so that a prompt that starts
+like an earlier one is not decoded again; cells of a prefix that several slots share are held once.
+For the models served here positions and cells are the same numbers: no family uses M-RoPE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import ctypes
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 import weakref
 
 from llama_cpp import llama_cpp as lib
-import numpy as np
-import numpy.typing as npt
 
-from .model import Decoder, MAX_SEQUENCES, Outcome
-from ..errors import InferenceError, PromptTooLong
-from ..values import Control, Picture, Span, Text, Tokens
+from .context import Context, Entries, MAX_SEQUENCES, Outcome, Run
+from ..errors import InferenceError
 
-
-@dataclass
-class Prompt:
-    """
-    Spans as cells.
-
-    :param cells: what each cell is to hold: a token id, or for an embedding a negative number
-        that names its picture, tile and row
-    :param pictures: (first cell, float32 (tokens, n_embd)) of each tile
-    """
-
-    cells: list[int] = field(default_factory=list)
-    pictures: list[tuple[int, npt.NDArray[np.float32]]] = field(default_factory=list)
-
-    @property
-    def image_tokens(self) -> int:
-        """Count the cells of pictures."""
-        return sum(len(data) for _, data in self.pictures)
-
-    @property
-    def end_of_pictures(self) -> int:
-        """Give the first cell after all pictures."""
-        return max((first + len(data) for first, data in self.pictures), default=0)
-
-
-def flatten(decoder: Decoder, spans: list[Span]) -> Prompt:
-    """Turn spans into cells. Neighbouring texts are tokenised as one."""
-    prompt = Prompt()
-    bos = decoder.bos()
-    if bos is not None and not (
-        spans and isinstance(spans[0], Control) and decoder.controls[spans[0].token] == bos
-    ):
-        prompt.cells.append(bos)
-    text = ''
-    for span in [*spans, None]:
-        if isinstance(span, Text):
-            text += span.text
-            continue
-        if text:
-            prompt.cells += tokenize_plainly(decoder, text)
-            text = ''
-        if isinstance(span, Control):
-            prompt.cells.append(decoder.controls[span.token])
-        elif isinstance(span, Tokens):
-            prompt.cells += span.ids
-        elif isinstance(span, Picture):
-            data = span.embedding.data[span.tile]
-            prompt.pictures.append((len(prompt.cells), data))
-            first = (int.from_bytes(span.embedding.key, 'big') << 32) + (span.tile << 20) + 1
-            prompt.cells += [-(first + row) for row in range(len(data))]
-    return prompt
-
-
-def tokenize_plainly(decoder: Decoder, text: str) -> list[int]:
-    """
-    Tokenise text in which nothing is a control token.
-
-    llama.cpp leaves control tokens alone in plain text, but not those that a file lists as
-    user-defined, such as <img> in some conversions. They are cut in two before.
-    """
-    pieces = [text]
-    for mark in decoder.marks:
-        if mark in text:
-            half = [mark[:1], mark[1:]]
-            pieces = [part for piece in pieces for part in _cut(piece, mark, half)]
-    return [token for piece in pieces for token in decoder.tokenize(piece)]
-
-
-def _cut(piece: str, mark: str, half: list[str]) -> list[str]:
-    parts = piece.split(mark)
-    parts[:-1] = [part + half[0] for part in parts[:-1]]
-    parts[1:] = [half[1] + part for part in parts[1:]]
-    return parts
+#: slots whose cells are kept for whoever asks the same again, besides those of conversations. Each
+#: saves a picture's prefill, and costs every other answer a little attention to masked cells.
+IDLE_SLOTS = 4
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the first cells that hold the same."""
+    """Count the first ids that are the same."""
     low, high = 0, min(len(one), len(other))
-    # whole lists compare much faster than cell by cell: halve towards the first difference
+    # whole lists compare much faster than id by id: halve towards the first difference
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:
@@ -111,205 +36,242 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
     return low
 
 
-class Session:
-    """One sequence of the KV cache; made by ``Cache``."""
+class Slot:
+    """
+    One sequence of the KV cache; made by ``KvCache``.
 
-    def __init__(self, cache: Cache, seq: int):
-        self._cache = cache
-        self._decoder = cache.decoder
+    ``ids`` is what its cells hold, as in ``Prompt.ids``; ``in_use`` says whether a request runs in
+    it, which keeps its cells; ``private`` that they come from a file, which may hold anything:
+    only its own conversation goes on with them.
+    """
+
+    def __init__(self, seq: int):
         self.seq = seq
-        self.cells: list[int] = []  # what each holds, as in Prompt.cells
-        self.row = -1  # of the last step that holds the logits of the last cell
-        self.held = False  # by an answer that is being made: keeps its cells
-
-    def reusable(self, prompt: Prompt) -> int:
-        """
-        Count the first cells that need not be decoded again.
-
-        The last one of a prompt always is: its logits are wanted.
-        """
-        return common(self.cells, prompt.cells[:-1])
-
-    def prefill(
-        self, prompt: Prompt, cancelled: Callable[[], bool], until: int | None = None
-    ) -> bool:
-        """
-        Make the cells hold exactly this prompt, or its first ``until`` cells if those are more.
-
-        :return: False if it was cancelled; the cells decoded until then are kept
-        :raises PromptTooLong: before anything is decoded
-        """
-        total = len(prompt.cells)
-        if total > self._decoder.n_ctx:
-            raise PromptTooLong(total, self._decoder.n_ctx)
-        self.rewind(self.reusable(prompt))
-        # runs of tokens and of embeddings, each cut into batches
-        pictures = [(first, first + len(data), data) for first, data in prompt.pictures]
-        total = total if until is None else until
-        while (at := len(self.cells)) < total:
-            if cancelled():
-                return False
-            first, end, data = next((p for p in pictures if p[1] > at), (total, total, None))
-            end = min(first if at < first else end, total, at + self._decoder.n_batch)
-            if at < first or data is None:
-                tokens = np.array(prompt.cells[at:end], np.int32)
-                run = partial(self._decoder.run_tokens, tokens, at, self.seq)
-            else:
-                rows = data[at - first : end - first]
-                run = partial(self._decoder.run_embeddings, rows, at, self.seq)
-            if not self._keep(prompt.cells[at:end], run):
-                return False
-        return True
-
-    def _keep(self, cells: list[int], run: Callable[[], Outcome]) -> bool:
-        """Run a batch and note its cells; False if it was stopped."""
-        if not self._cache.run(run, {self}):
-            self.rewind(len(self.cells))
-            return False
-        self.cells += cells
-        return True
+        self.ids: list[int] = []
+        self.in_use = self.private = False
+        self.conversation: weakref.ref[object] | None = None
 
     @property
-    def full(self) -> bool:
-        """Say whether no further token fits."""
-        return len(self.cells) >= self._decoder.n_ctx
+    def claimed(self) -> bool:
+        """Whether it belongs to a conversation that still exists."""
+        return self.conversation is not None and self.conversation() is not None
 
-    def rewind(self, cells: int) -> None:
-        """Forget all but the first cells."""
-        memory = self._decoder.memory
-        if not lib.llama_memory_seq_rm(memory, self.seq, cells, -1):
+
+@dataclass
+class SlotRun:
+    """
+    What a slot is to read next.
+
+    :param ids: of the entries
+    :param entries: token ids and embeddings in turn
+    :param logits: whether those of the last entry are wanted
+    :param entry: place of the last entry in the batch, once it has run
+    """
+
+    slot: Slot
+    ids: Sequence[int]
+    entries: Sequence[Entries]
+    logits: bool = False
+    entry: int = -1
+
+
+class KvCache:
+    """
+    All slots of a context.
+
+    A conversation's slot stays its own until room is needed. Those used longest ago give way
+    first, those of conversations last, and those in use never.
+    """
+
+    def __init__(self, context: Context):
+        self.context = context
+        self._slots = [Slot(seq) for seq in range(MAX_SEQUENCES)]  # least recently used first
+
+    # -- slots -------------------------------------------------------------------------------
+
+    def acquire(self, conversation: object | None, ids: Sequence[int]) -> Slot:
+        """
+        Give a slot that starts with the longest known part of a prompt, and is in use from now on.
+
+        The last id is never part of it: it is decoded again for its logits.
+
+        :param conversation: whose slot to use, and to keep; None: any
+        :raises InferenceError: all slots are in use
+        """
+        slot = self.slot_of(conversation)
+        if slot is None:
+            slot = self._choose(ids)
+            if slot.private:
+                self.rewind(slot, 0)
+        slot.in_use = True
+        slot.conversation = None if conversation is None else weakref.ref(conversation)
+        self._touch(slot)
+        self.rewind(slot, common(slot.ids, ids[:-1]))
+        self.share(slot, ids)
+        return slot
+
+    def slot_of(self, conversation: object | None) -> Slot | None:
+        """Give the idle slot that holds a conversation."""
+        if conversation is None:
+            return None
+        for slot in self._slots:
+            if slot.conversation and slot.conversation() is conversation and not slot.in_use:
+                return slot
+        return None
+
+    def _choose(self, ids: Sequence[int]) -> Slot:
+        idle = [slot for slot in self._slots if not slot.in_use]
+        free = [slot for slot in idle if slot.ids and not slot.claimed]
+        empty = next((slot for slot in idle if not slot.ids and not slot.claimed), None)
+        if free:
+            best = max(free, key=lambda slot: common(slot.ids, ids))
+            if empty is None or 2 * common(best.ids, ids) >= len(best.ids):
+                return best  # most of it is used again
+            if len(free) >= IDLE_SLOTS:
+                return free[0]
+        if empty is None and not idle:
+            raise InferenceError(f'all {MAX_SEQUENCES} slots of the KV cache are in use')
+        return empty or idle[0]
+
+    def share(self, slot: Slot, ids: Sequence[int]) -> None:
+        """Let a slot start with all that any slot holds of a prompt; its cells are not copied."""
+        wanted = ids[:-1]
+        public = [other for other in self._slots if not other.private]
+        if not public:
+            return
+        best = max(public, key=lambda other: common(other.ids, wanted))
+        length = common(best.ids, wanted)
+        if length <= len(slot.ids) or not (self.context.rewinds or length == len(best.ids)):
+            return
+        self.rewind(slot, 0)
+        lib.llama_memory_seq_cp(self.context.memory, best.seq, slot.seq, 0, length)
+        slot.ids = list(wanted[:length])
+        self._touch(best)
+        self._touch(slot)
+
+    def release(self, slot: Slot) -> None:
+        """Let a slot be used by others; what it holds stays as long as there is room."""
+        slot.in_use = False
+
+    def rewind(self, slot: Slot, length: int) -> None:
+        """Forget all but the first ids of a slot."""
+        if not lib.llama_memory_seq_rm(self.context.memory, slot.seq, length, -1):
             # a recurrent model cannot forget a part: forget all
-            lib.llama_memory_seq_rm(memory, self.seq, -1, -1)
-            cells = 0
-        del self.cells[cells:]
+            lib.llama_memory_seq_rm(self.context.memory, slot.seq, -1, -1)
+            length = 0
+        del slot.ids[length:]
+        slot.private = slot.private and length > 0
 
-    def state(self) -> memoryview:
-        """Give all cells as llama.cpp writes them."""
-        context = self._decoder.context
-        size = lib.llama_state_seq_get_size(context, self.seq)
-        data = (ctypes.c_uint8 * size)()
-        if lib.llama_state_seq_get_data(context, data, size, self.seq) != size:
-            raise InferenceError(f'llama.cpp cannot save a sequence of {len(self.cells)} cells')
-        return memoryview(data)
+    def _touch(self, slot: Slot) -> None:
+        self._slots.remove(slot)
+        self._slots.append(slot)
 
-    def take(self, cells: list[int], state: bytes) -> bool:
-        """Hold the cells that ``state`` wrote; False if llama.cpp does not take them."""
-        self.rewind(0)
-        data = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
-        size = lib.llama_state_seq_set_data(self._decoder.context, data, len(state), self.seq)
-        memory = self._decoder.memory
-        first_and_last = (
-            lib.llama_memory_seq_pos_min(memory, self.seq),
-            lib.llama_memory_seq_pos_max(memory, self.seq),
-        )
-        if size != len(state) or first_and_last != (0, len(cells) - 1):
-            self.rewind(0)
+    def evict(self) -> bool:
+        """Empty the idle slot that is needed least; False where there is none."""
+        idle = [slot for slot in self._slots if slot.ids and not slot.in_use]
+        if not idle:
             return False
-        self.cells = list(cells)
+        self.rewind(next((slot for slot in idle if not slot.claimed), idle[0]), 0)
         return True
 
+    # -- decoding ----------------------------------------------------------------------------
 
-class Cache:
-    """
-    All sequences of a decoder's KV cache.
-
-    Sessions belong to owners and stay theirs, cells and all, until another owner needs the room;
-    those that were used longest ago give way first, and those that are held never. An owner that
-    no longer exists gives way before all others.
-    """
-
-    def __init__(self, decoder: Decoder):
-        self.decoder = decoder
-        # least recently used first
-        self._sessions = [Session(self, seq) for seq in range(MAX_SEQUENCES)]
-        self._owners: dict[int, weakref.ref[object]] = {}
-
-    def _owner(self, session: Session) -> object | None:
-        return self._owners.get(session.seq, lambda: None)()
-
-    def session(self, owner: object, prompt: Prompt) -> Session:
+    def run(self, runs: Sequence[SlotRun]) -> Outcome:
         """
-        Give the owner's session, which then starts with all that any session knows of a prompt.
+        Decode one batch, emptying idle slots where it needs their room.
 
-        Cells that two sessions share, such as a system prompt, are held once.
+        :param runs: at most ``n_batch`` entries, one run a slot. Where the context does not mix,
+            each has either tokens or embeddings, and only tokens want logits
+        :return: DONE; else no slot has changed
+        :raises InferenceError: llama.cpp failed; no slot has changed
         """
-        self._free_orphans()
-        chosen = next((s for s in self._sessions if self._owner(s) is owner), None)
-        if chosen is None:
-            chosen = next((s for s in self._sessions if not s.cells), self._sessions[0])
-            chosen.rewind(0)
-            self._owners[chosen.seq] = weakref.ref(owner)
-        self._sessions.remove(chosen)
-        self._sessions.append(chosen)
-        known = chosen.reusable(prompt)
-        # of equals the one used last: sessions in use then share their cells with each other
-        best = max(reversed(self._sessions), key=lambda s: s.reusable(prompt))
-        shared = best.reusable(prompt)
-        if shared > known:
-            chosen.rewind(0)
-            lib.llama_memory_seq_cp(self.decoder.memory, best.seq, chosen.seq, 0, shared)
-            chosen.cells = prompt.cells[:shared]
-        return chosen
+        batches: list[list[Run]] = [[], []]  # embeddings first: the logits are of the last batch
+        lengths = [0, 0]
+        for run in runs:
+            at = len(run.slot.ids)
+            for entries in run.entries:
+                flat = Run(run.slot.seq, at, entries)
+                number = 0 if flat.embedded or self.context.mixes else 1
+                batches[number].append(flat)
+                lengths[number] += len(entries)
+                at += len(entries)
+            flat.logits, run.entry = run.logits, lengths[number] - 1
+        outcome = Outcome.DONE
+        try:
+            for batch in filter(None, batches):
+                outcome = self._run(batch)
+                if outcome is not Outcome.DONE:
+                    break
+        except InferenceError:
+            outcome = Outcome.STOPPED
+            raise
+        finally:
+            for run in runs:
+                if outcome is Outcome.DONE:
+                    run.slot.ids += run.ids
+                else:
+                    self.rewind(run.slot, len(run.slot.ids))
+        return outcome
 
-    def restore(self, owner: object, cells: list[int], state: bytes) -> bool:
+    def _run(self, batch: list[Run]) -> Outcome:
+        while (outcome := self.context.run(batch)) is Outcome.NO_ROOM and self.evict():
+            pass
+        return outcome
+
+    def works(self) -> bool:
+        """Say whether llama.cpp can still decode anything."""
+        slot = next((s for s in self._slots if not s.ids and not s.in_use), None)
+        try:
+            return slot is None or self.run([SlotRun(slot, [0], [[0]])]) is not Outcome.NO_ROOM
+        except InferenceError:
+            return False
+        finally:
+            if slot is not None:
+                self.rewind(slot, 0)
+
+    # -- keeping -----------------------------------------------------------------------------
+
+    def state(self, slot: Slot) -> bytearray:
         """
-        Give an owner the cells that ``Session.state`` wrote.
+        Give all cells of a slot as llama.cpp writes them.
+
+        :raises InferenceError: llama.cpp cannot
+        """
+        context = self.context.handle
+        size = lib.llama_state_seq_get_size(context, slot.seq)
+        data = bytearray(size)
+        raw = (ctypes.c_uint8 * size).from_buffer(data)
+        if lib.llama_state_seq_get_data(context, raw, size, slot.seq) != size:
+            raise InferenceError(f'llama.cpp cannot save a sequence of {len(slot.ids)} cells')
+        return data
+
+    def restore(self, conversation: object, ids: Sequence[int], state: bytes) -> bool:
+        """
+        Give a conversation the cells that ``state`` wrote.
 
         :return: False if llama.cpp does not take them: they are damaged or do not fit
         """
-        session = self.session(owner, Prompt())
-        others = [s for s in self._sessions if s.cells and s is not session]
-        while not session.take(cells, state):
-            if not others:
-                return False
-            others.pop(0).rewind(0)  # the one that was used longest ago
+        slot = self.acquire(conversation, ())
+        try:
+            while not self._write(slot, ids, state):
+                if not self.evict():
+                    return False
+        finally:
+            self.release(slot)
         return True
 
-    def run(self, run: Callable[[], Outcome], users: set[Session]) -> bool:
-        """
-        Run a batch, making room for it if need be.
-
-        :param users: sessions of the batch, which keep their cells
-        :return: False if it was stopped
-        """
-        while (outcome := run()) is Outcome.NO_ROOM:
-            for session in self._sessions:
-                if session.cells and not session.held and session not in users:
-                    session.rewind(0)
-                    break
-            else:
-                raise InferenceError(
-                    f'the KV cache of {self.decoder.n_ctx} cells is full: raise n_ctx, or ask '
-                    'fewer questions at once'
-                )
-        return outcome is Outcome.DONE
-
-    def step(self, runs: Sequence[tuple[Session, Sequence[int]]]) -> bool:
-        """
-        Decode some tokens after the cells of each session; have the logits of the last of each.
-
-        :param runs: at most ``n_batch`` tokens in all
-        :return: False if it was stopped
-        """
-        if not runs:
-            return True
-        rows = [
-            (token, len(session.cells) + i, session.seq, i == len(tokens) - 1)
-            for session, tokens in runs
-            for i, token in enumerate(tokens)
-        ]
-        done = self.run(lambda: self.decoder.run_rows(rows), {session for session, _ in runs})
-        row = -1
-        for session, tokens in runs:
-            row += len(tokens)
-            if done:
-                session.cells += tokens
-                session.row = row
-            else:
-                session.rewind(len(session.cells))
-        return done
-
-    def _free_orphans(self) -> None:
-        for session in self._sessions:
-            if session.cells and self._owner(session) is None:
-                session.rewind(0)
+    def _write(self, slot: Slot, ids: Sequence[int], state: bytes) -> bool:
+        self.rewind(slot, 0)
+        data = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
+        size = lib.llama_state_seq_set_data(self.context.handle, data, len(state), slot.seq)
+        memory = self.context.memory
+        first_and_last = (
+            lib.llama_memory_seq_pos_min(memory, slot.seq),
+            lib.llama_memory_seq_pos_max(memory, slot.seq),
+        )
+        first = 0 if self.context.rewinds else len(ids) - 1  # a recurrent model keeps the last
+        if size != len(state) or first_and_last != (first, len(ids) - 1):
+            self.rewind(slot, 0)
+            return False
+        slot.ids, slot.private = list(ids), True
+        return True

@@ -26,9 +26,9 @@ class Model:
     """
     A llama.cpp model.
 
-    ``controls`` are the control tokens by their texts, ``marks`` those of them that llama.cpp would
-    find in plain text too; ``n_embd`` is the width of an embedding, ``n_vocab`` the number of
-    tokens.
+    ``controls`` are the control tokens by their texts, ``marks`` those of them that llama.cpp
+    would find in plain text too; ``n_embd`` is the width of an embedding, ``n_vocab`` the number
+    of tokens.
 
     :param mmap: map the file instead of reading it
     :raises ModelFileError: missing, cut short or no language model

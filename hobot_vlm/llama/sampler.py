@@ -11,7 +11,7 @@ from typing import Any
 from llama_cpp import llama_cpp as lib
 import numpy as np
 
-from .model import Decoder
+from .context import Context
 from .schema import grammar_of_schema
 from ..config import Config
 from ..errors import GrammarError
@@ -51,12 +51,12 @@ class Sampler:
 
     def __init__(
         self,
-        decoder: Decoder,
+        context: Context,
         config: Config,
         logit_bias: Mapping[int, float] | None = None,
         logprobs: int = 0,
     ):
-        self._decoder = decoder
+        self._context = context
         self._logprobs = logprobs
         self.reported: list[TokenLogprob] = []
         self._on_close = ExitStack()
@@ -67,7 +67,9 @@ class Sampler:
             self._add_bias(logit_bias)
         if config.repeat_penalty != 1.0:
             self._add(
-                lib.llama_sampler_init_penalties(PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0)
+                lib.llama_sampler_init_penalties(
+                    self._context.model.n_vocab, PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0
+                )
             )
         if config.temperature == 0:
             self._add(lib.llama_sampler_init_greedy())
@@ -86,19 +88,21 @@ class Sampler:
     def _add_bias(self, logit_bias: Mapping[int, float]) -> None:
         rows = (lib.llama_logit_bias * len(logit_bias))()
         for row, (token, bias) in zip(rows, logit_bias.items(), strict=True):
-            if not 0 <= token < self._decoder.n_vocab:
+            if not 0 <= token < self._context.model.n_vocab:
                 self.close()
                 raise GrammarError(
                     f'logit_bias names token {token}: the vocabulary has 0 to '
-                    f'{self._decoder.n_vocab - 1}'
+                    f'{self._context.model.n_vocab - 1}'
                 )
             row.token, row.bias = token, bias
-        self._add(lib.llama_sampler_init_logit_bias(self._decoder.n_vocab, len(rows), rows))
+        self._add(lib.llama_sampler_init_logit_bias(self._context.model.n_vocab, len(rows), rows))
 
     def _open_grammar(self, grammar: str) -> Any:
         if not grammar:
             return None
-        sampler = lib.llama_sampler_init_grammar(self._decoder.vocab, grammar.encode(), b'root')
+        sampler = lib.llama_sampler_init_grammar(
+            self._context.model.vocab, grammar.encode(), b'root'
+        )
         if not sampler:
             raise GrammarError(
                 f'llama.cpp cannot read the grammar {grammar[:200]!r}: expected '
@@ -110,7 +114,7 @@ class Sampler:
     def sample(self, row: int = -1) -> int:
         """Choose a token from the logits of a row of the last batch, and remember it."""
         if self._grammar is None:
-            token = int(lib.llama_sampler_sample(self._chain, self._decoder.context, row))
+            token = int(lib.llama_sampler_sample(self._chain, self._context.handle, row))
         else:
             token = self._sample_by_grammar(row)
         if self._logprobs:
@@ -119,13 +123,13 @@ class Sampler:
 
     def _sample_by_grammar(self, row: int) -> int:
         """Let the chain choose freely; where the grammar refuses, let it filter first."""
-        everything = self._candidates(np.arange(self._decoder.n_vocab), row)
+        everything = self._candidates(np.arange(self._context.model.n_vocab), row)
         lib.llama_sampler_apply(self._chain, ctypes.byref(everything))
         token = everything.data[everything.selected].id
         alone = self._candidates(np.array([token]), row)
         lib.llama_sampler_apply(self._grammar, ctypes.byref(alone))
         if not np.isfinite(alone.data[0].logit):
-            everything = self._candidates(np.arange(self._decoder.n_vocab), row)
+            everything = self._candidates(np.arange(self._context.model.n_vocab), row)
             lib.llama_sampler_apply(self._grammar, ctypes.byref(everything))
             lib.llama_sampler_apply(self._chain, ctypes.byref(everything))
             token = everything.data[everything.selected].id
@@ -137,7 +141,7 @@ class Sampler:
         """Give tokens and their logits in llama.cpp's form."""
         table = np.zeros(len(tokens), _CANDIDATE)
         table['id'] = tokens
-        table['logit'] = self._decoder.logits(row)[tokens]
+        table['logit'] = self._context.logits(row)[tokens]
         self._table = table  # llama.cpp works in this memory
         return lib.llama_token_data_array(
             data=table.ctypes.data_as(lib.llama_token_data_p),
@@ -148,13 +152,13 @@ class Sampler:
 
     def _report(self, row: int, token: int) -> None:
         """Note the log probability of a token, and of the likeliest ones in its place."""
-        logits = self._decoder.logits(row).astype(np.float64)
+        logits = self._context.logits(row).astype(np.float64)
         logits -= logits.max()
         logits -= np.log(np.exp(logits).sum())
         best = np.argsort(-logits)[: self._logprobs]
 
         def text(i: int) -> str:
-            return self._decoder.piece(i).decode('utf-8', 'replace')
+            return self._context.model.piece(i).decode('utf-8', 'replace')
 
         self.reported.append(
             TokenLogprob(

@@ -9,28 +9,13 @@ itself wrote may become control tokens; what people wrote never does.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 import re
 from typing import Any
 
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from ..errors import ModelMismatch
-from ..values import Control, Part, Span, Text, Tokens
-
-
-@dataclass
-class Turn:
-    """
-    A question as it stands in the prompt, and the tokens that answered it.
-
-    :param pictures: the first parts of ``user``, those of pictures
-    """
-
-    user: list[Part]
-    pictures: list[Part]
-    answer: Tokens = Tokens(())
-
+from ..values import Control, Part, Span, Text
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

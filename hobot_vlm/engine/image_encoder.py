@@ -1,0 +1,266 @@
+"""
+Pictures to embeddings, tile by tile, on a thread of its own; what is known comes from memory.
+
+Knows families and encoders; nothing of prompts, of the decoder or of who asks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+import hashlib
+import threading
+from time import perf_counter
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from ..config import Config
+from ..encoders import VisionEncoder
+from ..errors import InferenceError, ModelMismatch
+from ..families import Family
+from ..image.load import load_rgb
+from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Tile
+
+#: bytes of embeddings that are kept; the oldest pictures leave first. 128 MB are 140 tiles of
+#: InternVL3-1B, and a thirtieth of the memory of the smallest board that these models run on.
+KEPT_BYTES = 128 << 20
+
+#: threads that read and cut pictures, so that a slow file does not hold up the next picture
+PREPARERS = 2
+
+
+@dataclass(eq=False)
+class ImageJob:
+    """
+    The pictures of one request.
+
+    :param images: what the prompt is made of; their tiles may still be encoding
+    :param preprocess: seconds spent on reading and cutting
+    """
+
+    images: Future[list[ImageEmbedding]] = field(default_factory=Future)
+    preprocess: float = 0.0
+    abandoned: bool = False
+    tasks: list[_Task] = field(default_factory=list)
+
+    def encode_seconds(self) -> float:
+        """Give the seconds that its tiles were in the encoder; 0 where all were known."""
+        return sum(task.seconds for task in self.tasks)
+
+
+@dataclass(eq=False)
+class _Task:
+    """A tile that waits for the encoder; ``jobs`` want it."""
+
+    tile: Tile
+    pixels: ImageTiles
+    image_key: bytes
+    jobs: list[ImageJob]
+    priority: int
+    seconds: float = 0.0
+
+
+class ImageEncoder:
+    """The vision half of a model; all methods are safe from any thread."""
+
+    def __init__(self, encoder: VisionEncoder | None, family: Family | None):
+        self._encoder, self._family = encoder, family
+        self.hits = self.misses = 0  # pictures that were known, and that were not
+        self._changed = threading.Condition()  # guards all below
+        self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
+        self._tiles: WeakValueDictionary[bytes, Tile] = WeakValueDictionary()
+        self._tasks: list[_Task] = []
+        self._closed = False
+        self._preparers: ThreadPoolExecutor | None = None
+        if encoder is not None:
+            self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
+            self._thread = threading.Thread(target=self._run, name='encode', daemon=True)
+            self._thread.start()
+
+    def submit(self, sources: Sequence[ImageSource], config: Config, priority: int) -> ImageJob:
+        """Have pictures encoded; returns at once."""
+        job = ImageJob()
+        if not sources:
+            job.images.set_result([])
+        elif self._preparers is None:
+            job.images.set_exception(
+                ModelMismatch(
+                    'this model reads no pictures: give its vision encoder in '
+                    'model_file_name, or ask without a picture'
+                )
+            )
+        else:
+            try:
+                self._preparers.submit(self._prepare_all, job, list(sources), config, priority)
+            except RuntimeError:  # closed meanwhile
+                job.images.set_exception(InferenceError('the model is closed'))
+        return job
+
+    def abandon(self, job: ImageJob) -> None:
+        """Encode nothing more for a job; what others want too goes on."""
+        job.abandoned = True
+        with self._changed:
+            for task in list(self._tasks):
+                if job in task.jobs:
+                    task.jobs.remove(job)
+                    if not task.jobs:
+                        self._forget(task)
+
+    def _forget(self, task: _Task) -> None:
+        """Take a tile that nobody wants out of the queue and out of memory."""
+        self._tasks.remove(task)
+        self._tiles.pop(task.tile.key, None)
+        self._images.pop(task.image_key, None)
+
+    @property
+    def encoding(self) -> int:
+        """Count the tiles that wait for the encoder."""
+        return len(self._tasks)
+
+    # -- 1. reading and cutting ----------------------------------------------------------------
+
+    def _prepare_all(
+        self, job: ImageJob, sources: list[ImageSource], config: Config, priority: int
+    ) -> None:
+        began = perf_counter()
+        try:
+            images = []
+            for source in sources:
+                if job.abandoned:
+                    raise InferenceError('the request was cancelled')
+                images.append(self._prepare(load_rgb(source), job, config, priority))
+            job.preprocess = perf_counter() - began
+            for tile in (tile for image in images for tile in image.tiles):
+                if not tile.tokens:  # only the encoder tells how many
+                    tile.encoded.result()
+            job.images.set_result(images)
+        except BaseException as exc:
+            job.images.set_exception(exc)
+
+    def _prepare(
+        self, rgb: Pixels, job: ImageJob, config: Config, priority: int
+    ) -> ImageEmbedding:
+        """Cut a picture, unless it is known, and queue those of its tiles that are not."""
+        assert self._family is not None and self._encoder is not None
+        height, width = rgb.shape[:2]
+        cut = f'{width} {height} {config.max_tiles} {config.fit}'.encode()
+        key = _hash(cut, rgb)
+        with self._changed:
+            image = self._images.get(key)
+            if image is not None and not any(map(_failed, image.tiles)):
+                self._images.move_to_end(key)
+                self.hits += 1
+                self._want(image, job)
+                return image
+            self.misses += 1
+        tiles = self._family.tiles(rgb, self._encoder.tile_size, config.max_tiles, config.fit)
+        keys = [_hash(b'', pixels) for pixels in tiles.pixels]
+        with self._changed:
+            made = []
+            for i, tile_key in enumerate(keys):
+                tile = self._tiles.get(tile_key)
+                if tile is None:
+                    tile = self._tiles[tile_key] = Tile(tile_key, self._encoder.tokens)
+                    alone = replace(tiles, pixels=tiles.pixels[i : i + 1])
+                    task = _Task(tile, alone, key, [], priority)
+                    self._tasks.append(task)
+                made.append(tile)
+            image = ImageEmbedding(
+                tuple(made), tiles.rows, tiles.columns, tiles.overview, key, (width, height)
+            )
+            self._want(image, job)
+            self._images[key] = image
+            self._changed.notify_all()
+        return image
+
+    def _want(self, image: ImageEmbedding, job: ImageJob) -> None:
+        for task in self._tasks:
+            if task.tile in image.tiles:
+                task.jobs.append(job)
+                job.tasks.append(task)
+
+    # -- 2. encoding ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (task := self._next()) is not None:
+            began = perf_counter()
+            try:
+                assert self._encoder is not None
+                data = np.ascontiguousarray(self._encoder.encode(task.pixels)[0], np.float32)
+                if task.tile.tokens not in (0, len(data)):
+                    raise InferenceError(
+                        f'the vision encoder gave {len(data)} embeddings for a tile, and promised '
+                        f'{task.tile.tokens}: export it again'
+                    )
+                if not np.isfinite(data).all():
+                    raise InferenceError(
+                        'the vision encoder gave numbers that are not finite: fetch its file again'
+                    )
+            except BaseException as exc:
+                self._done(task, began)
+                with self._changed:
+                    self._tiles.pop(task.tile.key, None)
+                    self._images.pop(task.image_key, None)
+                task.tile.encoded.set_exception(exc)
+                continue
+            self._done(task, began)
+            task.tile.tokens = len(data)
+            task.tile.encoded.set_result(data)
+            self._trim()
+
+    def _next(self) -> _Task | None:
+        """Wait for a tile; those of the highest priority come first, and the oldest of them."""
+        with self._changed:
+            while not self._closed and not self._tasks:
+                self._changed.wait()
+            return None if self._closed else max(self._tasks, key=lambda task: task.priority)
+
+    def _done(self, task: _Task, began: float) -> None:
+        with self._changed:
+            task.seconds = perf_counter() - began
+            if task in self._tasks:
+                self._tasks.remove(task)
+
+    def _trim(self) -> None:
+        """Forget the oldest pictures beyond ``KEPT_BYTES``."""
+        with self._changed:
+            sizes = {
+                id(tile): tile.data.nbytes
+                for image in self._images.values()
+                for tile in image.tiles
+                if tile.encoded.done() and not _failed(tile)
+            }
+            kept = sum(sizes.values())
+            while kept > KEPT_BYTES and len(self._images) > 1:
+                _, image = self._images.popitem(last=False)
+                kept -= sum(sizes.pop(id(tile), 0) for tile in image.tiles)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the threads; the encoder ends the tile that it is at. Twice is harmless."""
+        if self._preparers is None:
+            return
+        with self._changed:
+            self._closed = True
+            left, self._tasks = self._tasks, []
+            self._changed.notify_all()
+        for task in left:
+            if not task.tile.encoded.done():
+                task.tile.encoded.cancel()
+        self._thread.join()
+        self._preparers.shutdown(cancel_futures=True)
+
+
+def _failed(tile: Tile) -> bool:
+    return tile.encoded.done() and tile.encoded.exception() is not None
+
+
+def _hash(start: bytes, pixels: Pixels) -> bytes:
+    """Hash pixels; 16 bytes are too many for two pictures to meet by chance or on purpose."""
+    digest = hashlib.sha256(start)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()[:16]

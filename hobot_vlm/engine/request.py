@@ -1,0 +1,112 @@
+"""
+What a caller wants, checked at the door.
+
+Knows nothing of how it is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+import math
+from typing import Any
+
+from ..errors import ConfigError, PromptError
+from ..prompt.history import Message, read_messages
+from ..values import Images, ImageSource, Part
+
+#: likeliest tokens that may be reported for each place, as OpenAI's API has it
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    A question and what goes with it.
+
+    ``messages`` is the prompt where that is a list of messages, checked.
+
+    :param prompt: the question: text, the spans of one, or messages as chat APIs have them
+    :param images: a path, the bytes of an image file, RGB uint8 (height, width, 3), a PIL image or
+        a data URL, or several of these
+    :param labels: what to call each picture in the prompt; empty: as the family does
+    :param stop: texts that end the answer; they are not part of it
+    :param logit_bias: token id -> what is added to its logit
+    :param logprobs: likeliest tokens to report for each token of the answer
+    :param find: the prompt names a thing, whose boxes are wanted
+    :param priority: higher goes first
+    :param timeout: seconds after which the answer ends as it is; 0: never
+    :param options: any of ``config.PER_REQUEST``
+    :raises PromptError: a prompt of another type
+    :raises ConfigError: something else of another type
+    """
+
+    prompt: Part
+    images: Images = None
+    labels: Sequence[str] = ()
+    stop: Sequence[str] = ()
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int = 0
+    find: bool = False
+    priority: int = 0
+    timeout: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Message] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, 'stop', (self.stop,))
+        if isinstance(self.prompt, (list, tuple)) and any(
+            isinstance(part, Mapping) for part in self.prompt
+        ):
+            messages, images = read_messages(self.prompt)
+            if self.images is not None and images:
+                raise PromptError('pictures stand both in the messages and in images: give one')
+            object.__setattr__(self, 'messages', messages)
+            object.__setattr__(self, 'images', images or self.images)
+        elif not isinstance(self.prompt, (str, list, tuple)) or not len(self.prompt):
+            raise PromptError(
+                f'the prompt is of type {type(self.prompt).__name__}: expected text, or messages'
+            )
+        self._check('stop', isinstance(self.stop, (list, tuple)), 'a text, or several')
+        self._check('stop', all(isinstance(text, str) for text in self.stop), 'texts')
+        self._check('labels', all(isinstance(label, str) for label in self.labels), 'texts')
+        bias = self.logit_bias or {}
+        self._check(
+            'logit_bias',
+            isinstance(bias, Mapping)
+            and all(
+                _whole(k) and isinstance(v, (int, float)) and math.isfinite(v)
+                for k, v in bias.items()
+            ),
+            'token ids with finite numbers',
+        )
+        self._check(
+            'logprobs',
+            _whole(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS,
+            f'a whole number from 0 to {MAX_LOGPROBS}',
+        )
+        self._check('priority', _whole(self.priority), 'a whole number')
+        self._check(
+            'timeout',
+            isinstance(self.timeout, (int, float)) and 0 <= self.timeout < math.inf,
+            'seconds, or 0 for none',
+        )
+
+    @property
+    def sources(self) -> list[ImageSource]:
+        """Give one picture, several or none as a list."""
+        if self.images is None:
+            return []
+        if isinstance(self.images, (list, tuple)):
+            return list(self.images)
+        return [self.images]
+
+    def _check(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            value = repr(getattr(self, name))
+            raise ConfigError(f'{name} is {value[:80]}: expected {expected}', name)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

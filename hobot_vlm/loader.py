@@ -1,0 +1,127 @@
+"""
+From a configuration to the parts of a model: the one place where all of them meet.
+
+Knows which part needs which; runs nothing but what shows that the parts fit.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+import logging
+from pathlib import Path
+from time import perf_counter
+
+from . import catalogue
+from .config import Config
+from .encoders import EncoderOptions, open_encoder, VisionEncoder
+from .errors import ConfigError
+from .families import detect, Family
+from .llama.context import Context
+from .llama.model import Model
+from .prompt.template import CHATML, ChatTemplate, PLAIN
+
+logger = logging.getLogger('hobot_vlm')
+
+
+@dataclass(frozen=True)
+class Parts:
+    """
+    A loaded model.
+
+    :param config: with what the catalogue and the files say where the user said nothing
+    :param encoder: None for a language model without pictures
+    :param encoder_path: its file
+    :param on_close: frees all
+    """
+
+    config: Config
+    model: Model
+    context: Context
+    encoder: VisionEncoder | None
+    encoder_path: Path | None
+    family: Family | None
+    template: ChatTemplate
+    on_close: ExitStack
+
+
+def load(config: Config) -> Parts:
+    """
+    Load what a configuration asks for.
+
+    1. Which files: those that are named, or those of the catalogue.
+    2. The language model, and its adapter.
+    3. The vision encoder, and whether both belong together.
+    4. The chat template: the family's, or the file's own, or the plainest that fits.
+
+    :raises VlmError: files are missing, damaged or do not belong together
+    """
+    began = perf_counter()
+    with ExitStack() as undo:
+        # 1. files
+        files = catalogue.resolve(config)
+        unset = {f.name for f in fields(Config) if getattr(config, f.name) == f.default}
+        config = replace(config, **{k: v for k, v in files.options.items() if k in unset})
+        # 2. language
+        model = Model(files.decoder, n_gpu_layers=config.n_gpu_layers, mmap=config.mmap)
+        undo.callback(model.close)
+        context = Context(
+            model,
+            n_ctx=config.n_ctx,
+            n_batch=config.n_batch,
+            threads=config.llm_threads,
+            cache_type=config.cache_type,
+            flash_attention=config.flash_attention,
+        )
+        undo.callback(context.close)
+        if config.lora:
+            context.add_lora(config.lora, config.lora_scale)
+        # 3. vision
+        encoder, family = None, None
+        if files.encoder is not None:
+            encoder = open_encoder(
+                files.encoder,
+                EncoderOptions(config.encoder_threads, config.bpu_priority, config.cores()),
+            )
+            undo.callback(encoder.close)
+            model.check_embedding_width(encoder.n_embd, files.encoder)
+            if not config.max_tiles:
+                config = replace(config, max_tiles=encoder.usual_tiles)
+            family = detect(model.controls, config.model_type, files.decoder)
+        # 4. template
+        source = (
+            (family and family.template)
+            or model.chat_template()
+            or (CHATML if '<|im_start|>' in model.controls else PLAIN)
+        )
+        template = ChatTemplate(
+            source, model.controls, *model.bos_and_eos(), family.image_mark if family else ''
+        )
+        check_request(config, family)
+        if encoder is not None:
+            context.mix()
+        if config.warm_up:
+            context.warm_up()
+        logger.info(
+            'loaded %s and %s in %.0f ms',
+            files.encoder,
+            files.decoder,
+            1000 * (perf_counter() - began),
+        )
+        return Parts(
+            config, model, context, encoder, files.encoder, family, template, undo.pop_all()
+        )
+
+
+def check_request(config: Config, family: Family | None) -> None:
+    """
+    Check the options of a request against the model.
+
+    :raises ConfigError: one that this model does not have
+    """
+    if config.thinking and not (family and family.thinking_text):
+        raise ConfigError(
+            'thinking is true, but only InternVL models have a system prompt '
+            'for it: give one, or set thinking to false',
+            'thinking',
+        )

@@ -1,0 +1,115 @@
+"""
+Spans -> what the decoder reads: token ids and embeddings, one after the other.
+
+Knows a vocabulary and nothing of templates. What a person wrote never becomes a control token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..llama.context import Entries
+from ..llama.model import Model
+from ..values import Control, Span, Text, Tile, TileSpan, Tokens
+
+
+@dataclass
+class Prompt:
+    """
+    What the decoder is to read.
+
+    :param ids: a token id for each token, and for each embedding a negative number that names its
+        tile and its place there; equal ids mean equal input
+    :param tiles: (place of its first embedding in ``ids``, tile), in order
+    """
+
+    ids: list[int] = field(default_factory=list)
+    tiles: list[tuple[int, Tile]] = field(default_factory=list)
+
+    @property
+    def image_tokens(self) -> int:
+        """Count the embeddings."""
+        return sum(tile.tokens for _, tile in self.tiles)
+
+    def ready(self, start: int) -> int:
+        """
+        Give the end of what may be decoded from ``start`` on: up to the first missing embedding.
+
+        :raises VlmError: that tile could not be encoded
+        """
+        for first, tile in self.tiles:
+            if first + tile.tokens <= start:
+                continue
+            if not tile.encoded.done():
+                return first
+            tile.encoded.result()
+        return len(self.ids)
+
+    def entries(self, start: int, end: int) -> Iterator[Entries]:
+        """Give the input from ``start`` to ``end``, cut where tokens and embeddings meet."""
+        for first, tile in self.tiles:
+            last = first + tile.tokens
+            if last <= start or start >= end:
+                continue
+            if start < first:
+                yield self.ids[start : min(first, end)]
+            if first < end:
+                yield tile.data[max(start - first, 0) : end - first]
+            start = last
+        if start < end:
+            yield self.ids[start:end]
+
+
+def to_prompt(model: Model, spans: Sequence[Span]) -> Prompt:
+    """Turn spans into a prompt. Neighbouring texts are tokenised as one."""
+    prompt = Prompt()
+    bos = model.bos()
+    if bos is not None and not (
+        spans and isinstance(spans[0], Control) and model.controls[spans[0].token] == bos
+    ):
+        prompt.ids.append(bos)
+    text = ''
+    for span in [*spans, None]:
+        if isinstance(span, Text):
+            text += span.text
+            continue
+        if text:
+            prompt.ids += tokenize_plainly(model, text)
+            text = ''
+        if isinstance(span, Control):
+            prompt.ids.append(model.controls[span.token])
+        elif isinstance(span, Tokens):
+            prompt.ids += span.ids
+        elif isinstance(span, TileSpan):
+            prompt.tiles.append((len(prompt.ids), span.tile))
+            prompt.ids += embedding_ids(span.tile)
+    return prompt
+
+
+def embedding_ids(tile: Tile) -> list[int]:
+    """Name the embeddings of a tile."""
+    first = (int.from_bytes(tile.key, 'big') << 32) + 1
+    return [-(first + i) for i in range(tile.tokens)]
+
+
+def tokenize_plainly(model: Model, text: str) -> list[int]:
+    """
+    Tokenise text in which nothing is a control token.
+
+    llama.cpp leaves control tokens alone in plain text, but not those that a file lists as
+    user-defined, such as <img> in some conversions. They are cut in two before.
+    """
+    pieces = [text]
+    for mark in model.marks:
+        if mark in text:
+            half = [mark[:1], mark[1:]]
+            pieces = [part for piece in pieces for part in _cut(piece, mark, half)]
+    return [token for piece in pieces for token in model.tokenize(piece)]
+
+
+def _cut(piece: str, mark: str, half: list[str]) -> list[str]:
+    parts = piece.split(mark)
+    parts[:-1] = [part + half[0] for part in parts[:-1]]
+    parts[1:] = [half[1] + part for part in parts[1:]]
+    return parts

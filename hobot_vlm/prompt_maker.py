@@ -1,0 +1,142 @@
+"""
+From a request to its prompt: options, system prompt, pictures and earlier turns in a model's order.
+
+Knows the parts of a model; runs nothing, and knows nothing of who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from . import loader
+from .config import Config, PER_REQUEST
+from .engine.request import Request
+from .errors import ConfigError, PictureError
+from .families import boxes
+from .llama.kv_cache import common
+from .prompt import history
+from .prompt.history import Turn
+from .prompt.template import ends_in_thought
+from .prompt.tokens import Prompt, to_prompt
+from .values import ImageEmbedding, Part, Reply
+
+#: temperature of ``thinking`` where none is given, as InternVL3.5's makers advise
+THINKING_TEMPERATURE = 0.6
+
+
+@dataclass(frozen=True)
+class Made:
+    """
+    A prompt, and what it is made of.
+
+    :param turns: those that fit, the last one being asked
+    :param thinking: it ends in the model's reasoning
+    """
+
+    turns: list[Turn]
+    prompt: Prompt
+    thinking: bool
+
+
+class PromptMaker:
+    """Makes the prompts of one model; safe from any thread."""
+
+    def __init__(self, parts: loader.Parts):
+        self._parts = parts
+
+    def config_of(self, request: Request, system_prompt: str = '') -> Config:
+        """
+        Give the configuration of a request.
+
+        :param system_prompt: of its conversation
+        :raises ConfigError: an option that a request, or this model, cannot have
+        """
+        options = dict(request.options)
+        for name in options:
+            if name not in PER_REQUEST:
+                raise ConfigError(
+                    f'{name} cannot differ from question to question; expected one '
+                    f'of {", ".join(PER_REQUEST)}',
+                    name,
+                )
+        if system_prompt:
+            options.setdefault('system_prompt', system_prompt)
+        config = replace(self._parts.config, **options)
+        loader.check_request(config, self._parts.family)
+        if config.thinking and 'temperature' not in options and config.temperature == 0:
+            config = replace(config, temperature=THINKING_TEMPERATURE)
+        if len(request.labels) not in (0, len(request.sources)):
+            raise PictureError(
+                f'{len(request.labels)} labels for {len(request.sources)} pictures: give one each'
+            )
+        return config
+
+    def question(
+        self,
+        request: Request,
+        config: Config,
+        images: Sequence[ImageEmbedding],
+        earlier: Sequence[Turn],
+        drop_oldest: bool,
+    ) -> Made:
+        """
+        Make the prompt of a question after the earlier turns, of which the oldest may leave.
+
+        :raises PromptTooLong: it does not fit
+        :raises ModelMismatch: the chat template fails
+        """
+        parts, controls = self._parts, self._parts.model.controls
+        system = self._system_text(config)
+        if request.messages:
+            given, turns = history.to_turns(parts.family, controls, request.messages, images)
+            system = given or system
+        else:
+            asked: Part = request.prompt
+            if request.find and images:
+                asked = boxes.question(str(request.prompt), controls)
+            turns = [history.with_images(parts.family, controls, asked, images, request.labels)]
+        staying, spans, prompt = history.fit(
+            parts.model,
+            parts.template,
+            system,
+            [*earlier, *turns],
+            parts.context.n_ctx,
+            config.n_predict,
+            drop_oldest,
+        )
+        return Made(staying, prompt, ends_in_thought(spans))
+
+    def start(self, config: Config, turns: Sequence[Turn]) -> Prompt:
+        """Give what any next question begins with: what two different ones have in common."""
+        parts, system = self._parts, self._system_text(config)
+        one, other = (
+            to_prompt(
+                parts.model, history.to_spans(parts.template, system, [*turns, Turn([text])])
+            )
+            for text in ('a', '1')
+        )
+        same = common(one.ids, other.ids)
+        if same > parts.context.n_ctx:
+            same = 0  # the oldest turns leave with the next question
+        return Prompt(one.ids[:same], [item for item in one.tiles if item[0] < same])
+
+    def with_boxes(self, request: Request, size: tuple[int, int], reply: Reply) -> Reply:
+        """
+        Add the boxes of an answer, which are those in the first picture.
+
+        :param size: (width, height) of that picture in pixels
+        """
+        parts = self._parts
+        assert parts.family is not None and parts.encoder is not None
+        fit = parts.config.fit or parts.family.default_fit
+        thing = str(request.prompt)
+        return replace(
+            reply, boxes=boxes.find(reply.text, thing, *size, parts.encoder.tile_size, fit)
+        )
+
+    def _system_text(self, config: Config) -> str:
+        chosen, family = config.system_text(), self._parts.family
+        if chosen or family is None:
+            return chosen
+        return family.thinking_text if config.thinking else family.system_text

@@ -1,0 +1,389 @@
+"""
+A vision language model, for Python: load it, and ask it from any thread or coroutine.
+
+Puts the parts together; knows no ROS, no HTTP and no llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as List
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
+from functools import cached_property, partial
+import logging
+from pathlib import Path
+import threading
+from typing import Any
+
+from . import catalogue, conversation_file, loader
+from .config import Config
+from .conversation import Conversation
+from .engine.engine import Engine
+from .engine.image_encoder import ImageEncoder, ImageJob
+from .engine.request import Request
+from .engine.sequence import Sequence
+from .engine.stream import Stream
+from .errors import ConfigError, StateError, VlmError
+from .image.load import load_rgb
+from .llama.context import MAX_SEQUENCES
+from .llama.kv_cache import KvCache
+from .llama.sampler import Sampler
+from .prompt.tokens import tokenize_plainly
+from .prompt_maker import PromptMaker
+from .values import Images, ImageSource, Pixels, Reply, Status
+
+logger = logging.getLogger('hobot_vlm')
+
+#: questions of ``ask_many`` whose pictures are encoded before it is their turn
+LOOK_AHEAD = 3
+
+#: what ``stream`` takes besides options
+FIELDS = {f.name for f in fields(Request)} - {'prompt', 'images', 'options'}
+
+
+class VLM:
+    """
+    A vision language model: ask it about pictures.
+
+    .. code-block:: python
+
+       with VLM.load('demo') as vlm:
+           print(vlm.ask('Describe the picture.', images='dog.jpg').text)
+
+    All methods may be called from any thread, and any number of requests may be open: their
+    answers are made side by side. A request runs whether or not its stream is read.
+    """
+
+    def __init__(self, config: Config):
+        """
+        Load the encoder and the decoder.
+
+        :raises VlmError: files are missing, damaged or do not belong together
+        """
+        self._parts = loader.load(config)
+        self._images = ImageEncoder(self._parts.encoder, self._parts.family)
+        self._maker = PromptMaker(self._parts)
+        self._cache = KvCache(self._parts.context)
+        self._engine = Engine(self._cache)
+        self._prompts = ThreadPoolExecutor(1, 'prompt')  # templates and tokens, off the engine
+
+    @classmethod
+    def load(cls, model: str = 'demo', **options: Any) -> VLM:
+        """
+        Load a model of the catalogue, or files given as ``model_file_name=``, ``llm_model_name=``.
+
+        :param options: any option of :class:`hobot_vlm.config.Config`
+        """
+        return cls(Config.from_flat({'model': model, **options}))
+
+    @staticmethod
+    def models() -> dict[str, catalogue.Model]:
+        """
+        Give the models that are known by name.
+
+        :raises ConfigError: the user's own catalogue cannot be understood
+        """
+        return catalogue.load()
+
+    @staticmethod
+    def download(name: str) -> catalogue.Files:
+        """
+        Bring the files of a model onto this machine.
+
+        :raises ConfigError: no such model
+        :raises DownloadError: a file could not be fetched, or is not what the hub says it is
+        """
+        return catalogue.download(name)
+
+    # -- what it is --------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """Give the options that the model runs with."""
+        return self._parts.config
+
+    @property
+    def family(self) -> str:
+        """Give the name of the model's family; empty without pictures."""
+        return self._parts.family.name if self._parts.family else ''
+
+    @property
+    def tile_size(self) -> int:
+        """Give the width and height of a tile in pixels; 0 for a model without pictures."""
+        return self._parts.encoder.tile_size if self._parts.encoder else 0
+
+    @property
+    def name(self) -> str:
+        """Give the name by which people know the model."""
+        config = self.config
+        return Path(config.llm_model_name).stem if config.llm_model_name else config.model
+
+    def status(self) -> Status:
+        """Say what the model is doing."""
+        waiting, running = self._engine.counts
+        images = self._images
+        return Status(waiting, running, images.encoding, images.hits, images.misses)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Give the tokens of plain text, in which nothing is a control token."""
+        return tokenize_plainly(self._parts.model, text)
+
+    @cached_property
+    def identity(self) -> conversation_file.Identity:
+        """Describe the model, so that a saved conversation finds it again."""
+        return conversation_file.identity(
+            self._parts.model.path, self._parts.encoder_path, self.config
+        )
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def ask(self, prompt: Any, images: Images = None, **more: Any) -> Reply:
+        """
+        Answer one question, in a conversation of its own.
+
+        :param prompt: text, or messages as chat APIs have them
+        :param more: fields of :class:`hobot_vlm.engine.request.Request`, and any of
+            ``config.PER_REQUEST``
+        :raises PictureError: a picture cannot be read
+        :raises PromptTooLong: the prompt does not fit ``n_ctx``
+        """
+        return self.stream(prompt, images, **more).wait()
+
+    def stream(self, prompt: Any, images: Images = None, **more: Any) -> Stream:
+        """Answer as ``ask`` does, piece by piece; returns at once."""
+        return self.submit(make_request(prompt, images, **more))
+
+    def ask_many(
+        self, questions: List[tuple[Any, Images] | Request], parallel: int = 8, **more: Any
+    ) -> list[Reply | VlmError]:
+        """
+        Answer several questions, each in a conversation of its own.
+
+        Up to ``parallel`` answers are made side by side, and the pictures of the next ones are
+        encoded meanwhile. Greedy answers are what they are alone, but for near ties of quantised
+        weights: ``cache_type='q8_0/f16'`` keeps these too, and takes longer over prompts of a
+        thousand tokens and more.
+
+        :param more: what all questions given as a tuple have in common, as for ``ask``
+        :return: for each question its reply, or the error that it met
+        """
+        if not 1 <= parallel <= MAX_SEQUENCES:
+            raise ConfigError(f'parallel is {parallel}: expected 1 to {MAX_SEQUENCES}', 'parallel')
+        replies: list[Reply | VlmError | Stream] = []
+        for i, question in enumerate(questions):
+            if i >= parallel + LOOK_AHEAD:
+                self._settle(replies, i - parallel - LOOK_AHEAD)
+            try:
+                asked = (
+                    question if isinstance(question, Request) else make_request(*question, **more)
+                )
+                replies.append(self.submit(asked))
+            except VlmError as exc:
+                replies.append(exc)
+        return [self._settle(replies, i) for i in range(len(replies))]
+
+    @staticmethod
+    def _settle(replies: list[Reply | VlmError | Stream], i: int) -> Reply | VlmError:
+        """Put what came of a question in the place of its stream."""
+        reply = replies[i]
+        if isinstance(reply, Stream):
+            try:
+                reply = reply.wait()
+            except VlmError as exc:
+                reply = exc
+            replies[i] = reply
+        return reply
+
+    def encode(self, images: Images, **options: Any) -> None:
+        """
+        Encode pictures ahead of the question about them, and wait for it.
+
+        :param options: any of ``config.PER_REQUEST``
+        :raises PictureError: a picture cannot be read
+        """
+        request = make_request('.', images, **options)
+        config = self._maker.config_of(request)
+        job = self._images.submit(request.sources, config, request.priority)
+        for image in job.images.result():
+            for tile in image.tiles:
+                tile.encoded.result()
+
+    def conversation(self, system_prompt: str = '', overflow: str = 'drop_oldest') -> Conversation:
+        """
+        Begin a conversation of several turns.
+
+        :param overflow: when the context is full: ``drop_oldest`` turns, or ``refuse``
+        """
+        return Conversation(self, system_prompt, overflow)
+
+    def restore(self, path: str | Path) -> Conversation:
+        """
+        Go on with a conversation that :meth:`Conversation.save` wrote.
+
+        Nothing is decoded: the next question costs what it would have cost there.
+
+        :raises StateError: the file cannot be read, is damaged or does not fit ``n_ctx``
+        :raises ModelMismatch: it was saved with another model
+        """
+        path = Path(path).expanduser()
+        state = conversation_file.read(path, self.identity, self._parts.model)
+        n_ctx = self._parts.context.n_ctx
+        if len(state.ids) > n_ctx:
+            raise StateError(
+                f'{path} holds {len(state.ids)} cells, and n_ctx is {n_ctx}: raise n_ctx'
+            )
+        chat = Conversation(self, state.system_prompt, state.overflow, state.turns)
+        if state.ids and not self._engine.call(
+            lambda: self._cache.restore(chat, state.ids, bytes(state.kv))
+        ):
+            raise StateError(
+                f'llama.cpp does not take the cells in {path}: they are damaged, or of another '
+                'kind of context. Save the conversation anew'
+            )
+        return chat
+
+    def cancel(self) -> None:
+        """Stop the answer that was asked for first, within one step."""
+        self._engine.cancel_oldest()
+
+    # -- the flow ----------------------------------------------------------------------------
+
+    def submit(self, request: Request, conversation: Conversation | None = None) -> Stream:
+        """
+        Have a request answered; returns at once.
+
+        1. The pictures are read, cut and queued for the encoder.
+        2. Once they are cut, and the turn before is over, the prompt is made.
+        3. The scheduler runs it; text before a picture is prefilled while that is encoded.
+
+        :raises ConfigError: an option that cannot be
+        :raises InferenceError: the model is closed
+        """
+        maker = self._maker
+        config = maker.config_of(request, conversation.system_prompt if conversation else '')
+        sequence = Sequence(request, config, conversation)
+
+        def make(job: ImageJob) -> None:
+            images = job.images.result()
+            sequence.preprocess = job.preprocess
+            drop = conversation is not None and conversation.overflow == 'drop_oldest'
+            earlier = conversation.turns if conversation else []
+            made = maker.question(request, config, images, earlier, drop)
+            if conversation is not None:
+                sequence.remember = partial(conversation.remember, made.turns, conversation.era)
+            if request.find and images:
+                sequence.conclude = partial(maker.with_boxes, request, images[0].size)
+            sampler = Sampler(self._parts.context, config, request.logit_bias, request.logprobs)
+            self._engine.ready(sequence, made.prompt, made.thinking, sampler)
+
+        return self._begin(sequence, conversation, make)
+
+    def prefill(self, conversation: Conversation) -> Stream:
+        """Bring what any next question of a conversation begins with into the KV cache."""
+        request = Request('.')
+        config = self._maker.config_of(request, conversation.system_prompt)
+        sequence = Sequence(request, config, conversation, prefill_only=True)
+
+        def make(_: ImageJob) -> None:
+            prompt = self._maker.start(config, conversation.turns)
+            self._engine.ready(sequence, prompt, False, None)
+
+        return self._begin(sequence, conversation, make)
+
+    def _begin(
+        self,
+        sequence: Sequence,
+        conversation: Conversation | None,
+        make: Callable[[ImageJob], None],
+    ) -> Stream:
+        """Submit a sequence, and have its prompt made once all that it needs is there."""
+        request = sequence.request
+        self._engine.submit(sequence)
+        job = self._images.submit(request.sources, sequence.config, request.priority)
+        sequence.encode = job.encode_seconds
+        sequence.finished.add_done_callback(lambda _: self._images.abandon(job))
+        needs: list[Future[Any]] = [job.images]
+        if conversation is not None:
+            needs += conversation.queue(sequence.finished)
+
+        def attempt() -> None:
+            try:
+                make(job)
+            except BaseException as exc:
+                self._engine.fail(sequence, exc)
+
+        def then() -> None:
+            try:
+                self._prompts.submit(attempt)
+            except RuntimeError:  # closed meanwhile; the sequence was cancelled
+                pass
+
+        when_all(needs, then)
+        return Stream(sequence.mailbox, partial(self._engine.cancel, sequence))
+
+    def cells_of(self, conversation: Conversation) -> tuple[list[int], bytearray] | None:
+        """
+        Give what a conversation begins with, and its cells, if its slot holds that now.
+
+        :return: ids and cells; None where others have taken the room meanwhile
+        """
+        config = self._maker.config_of(Request('.'), conversation.system_prompt)
+        ids = self._maker.start(config, conversation.turns).ids
+
+        def state() -> bytearray | None:
+            slot = self._cache.slot_of(conversation)
+            if slot is None or not ids or slot.ids[: len(ids)] != ids:
+                return None
+            self._cache.rewind(slot, len(ids))
+            return self._cache.state(slot) if slot.ids == ids else None
+
+        cells = self._engine.call(state)
+        return None if cells is None else (ids, cells)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop what runs and free the model; twice is harmless."""
+        self._engine.close()
+        self._images.close()
+        self._prompts.shutdown(cancel_futures=True)
+        self._parts.on_close.close()
+
+    def __enter__(self) -> VLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def read_image(source: ImageSource) -> Pixels:
+    """
+    Read a picture as RGB uint8 (height, width, 3), upright.
+
+    :raises PictureError: it cannot be read
+    """
+    return load_rgb(source)
+
+
+def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:
+    """Make a request of keyword arguments: fields of ``Request``, and options."""
+    known = {name: more.pop(name) for name in FIELDS & set(more)}
+    return Request(prompt, images, **known, options=more)
+
+
+def when_all(futures: List[Future[Any]], then: Callable[[], None]) -> None:
+    """Call something once all futures are done, however they ended."""
+    left = len(futures)
+    lock = threading.Lock()
+
+    def done(_: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = not left
+        if last:
+            then()
+
+    for future in futures:
+        future.add_done_callback(done)

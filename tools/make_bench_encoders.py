@@ -25,8 +25,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 FORMATS = ('f16', 'q8_0')
 
-#: Spread of the logarithm of the gains of norms. Trained norms do not all weigh the same, and equal
-#: gains would make quantisation look better than it is.
+#: Spread of the logarithm of the gains of norms. Trained norms do not weigh all the same, and
+#: equal gains would make quantisation look better than it is.
 GAIN_SPREAD = 0.4
 
 
@@ -84,7 +84,10 @@ def tensors(shape: Shape, seed: int) -> Iterator[tuple[str, Array]]:
     yield 'v.patch_embd.bias', small(width)
     if internvl:
         yield 'v.class_embd', small(width)
-    yield 'v.position_embd.weight', 25 * small((shape.patches + internvl) * width).reshape(-1, width)
+    yield (
+        'v.position_embd.weight',
+        25 * small((shape.patches + internvl) * width).reshape(-1, width),
+    )
     for i in range(shape.layers):
         block = f'v.blk.{i}.'
         for norm in ('ln1', 'ln2'):

@@ -24,7 +24,6 @@ from .mmproj_file import IDEFICS3, INTERNVL, MmprojFile
 from .pixels import check_embeddings, check_tiles
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
 from ..llama.backend import last_errors, on_log, start_backend
-from ..llama.gguf import GgufHeader, read_gguf
 from ..machine import usable_cores
 from ..values import ImageTiles
 
@@ -60,6 +59,8 @@ class MmprojEncoder(VisionEncoder):
     :raises ModelFileError: missing, damaged, or no vision encoder
     :raises ModelMismatch: an encoder of another family
     """
+
+    runtime = 'libmtmd'
 
     def __init__(self, path: str | Path, options: EncoderOptions) -> None:
         self.path = Path(path)

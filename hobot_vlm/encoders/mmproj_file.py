@@ -1,5 +1,5 @@
 """
-What a llama.cpp ``mmproj-*.gguf`` of InternVL or SmolVLM holds: its shape, checked, and its tensors.
+What a llama.cpp ``mmproj-*.gguf`` of InternVL or SmolVLM holds: its shape and its tensors.
 
 This file knows the names that llama.cpp's converter gives; it knows no runtime.
 """
@@ -111,8 +111,7 @@ class MmprojFile:
             shape = self._shape(name)
             if np.prod(shape, dtype=object) != size:
                 raise ModelFileError(
-                    path,
-                    f'{name} is {shape}, which is not {size} numbers: convert the model anew',
+                    path, f'{name} is {shape}, which is not {size} numbers: convert the model anew'
                 )
 
     def _sizes(self) -> dict[str, int]:
@@ -196,6 +195,12 @@ class MmprojFile:
         """Tell whether a matrix is stored in blocks of few bits."""
         return self.header.tensors[name].kind not in (*PLAIN, BF16)
 
+    def in_blocks(self) -> bool:
+        """Tell whether any matrix of the layers is."""
+        return any(
+            name.startswith('v.blk.') and self.is_quantised(name) for name in self.header.tensors
+        )
+
     def floats(self, name: str, shape: tuple[int, ...] | None = None) -> npt.NDArray[np.float32]:
         """
         Read a tensor, widened to float32.
@@ -261,7 +266,7 @@ class MmprojFile:
         info = self.header.tensors[name]
         if info.kind not in (*PLAIN, BF16, *WIDEN):
             raise ModelMismatch(
-                f'{self.path}: {name} is stored in a way (type {info.kind}) that is not read here; '
+                f'{self.path}: {name} is stored in a way not read here (type {info.kind}); '
                 'expected float32, float16, Q8_0 or a k-quant'
             )
         try:

@@ -1,5 +1,5 @@
 """
-Vision encoders as ONNX files, run by ONNX Runtime on the CPU.
+Vision encoders as ONNX graphs, whichever runtime they are loaded in.
 
 What goes in and comes out is read from the graph: own exports (one input of pixels) and the
 published SmolVLM2 encoders (a leading picture axis and a mask) need no configuration. The file is
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from pathlib import Path
-import re
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import EncoderOptions, VisionEncoder
-from .onnx_weights import outside_paths
+from . import VisionEncoder
+from .onnx_session import give_memory_back, reason
+from .openvino_session import OpenVinoSession
 from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
-from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
+from ..errors import InferenceError, ModelMismatch
 from ..values import ImageTiles
 
 #: Most tiles in one run. The attention of a usual encoder takes 50 MB a tile, and a CPU gains
@@ -58,11 +58,15 @@ class OnnxEncoder(VisionEncoder):
     (tiles, 3, side, side), (tiles, side, side, 3) or (batch, images, 3, side, side); masks, which
     are filled with ones; embeddings as float32 or float16 in (tiles, tokens, n_embd),
     (tokens, n_embd) of one tile, or (batch, images, tokens, n_embd).
+
+    :param path: the file that the graph is in, or was made from
+    :param session: the loaded graph: of ONNX Runtime, or with its face
     """
 
-    def __init__(self, path: str | Path, options: EncoderOptions) -> None:
-        self.path = Path(path)
-        self._session, self._shrink = _open(self.path, options)
+    def __init__(self, path: Path, session: Any, runtime: str) -> None:
+        self.path, self.runtime = path, runtime
+        self._session = session
+        self._shrink = None if isinstance(session, OpenVinoSession) else give_memory_back()
         try:
             self._pixels, self._masks = self._find_inputs()
             self.tile_size = self._pixels.format.tile_size
@@ -111,7 +115,7 @@ class OnnxEncoder(VisionEncoder):
             found = session.run([self._output], feeds, self._shrink if size > 1 else None)[0]
         except Exception as exc:  # ONNX Runtime's errors have no other base
             raise InferenceError(
-                f'the vision encoder {self.path} failed on {size} tiles: {_reason(exc)}'
+                f'the vision encoder {self.path} failed on {size} tiles: {reason(exc)}'
             ) from exc
         shape = found.shape
         tokens = shape[-2] if len(shape) > 1 else 0
@@ -272,60 +276,6 @@ class _Mask:
             size if isinstance(size, int) else open_size
             for size, open_size in zip(self.axes, placed, strict=False)
         )
-
-
-def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
-    """
-    Load a graph.
-
-    :return: the session, and run options that give a batch's memory back
-    """
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise BackendMissing(
-            f'ONNX Runtime, which {path.name} needs, is not installed', 'pip install onnxruntime'
-        ) from exc
-    if not path.is_file():
-        raise ModelFileError(path, 'there is no such file; expected a vision encoder (.onnx)')
-    # 1) nothing is opened that the user did not point to
-    cure = (
-        f'expected a whole ONNX file (this one has {path.stat().st_size} bytes), its external '
-        'data beside it, and operators that ONNX Runtime knows: fetch or export it again'
-    )
-    try:
-        outside = outside_paths(path)
-    except OSError as exc:
-        raise ModelFileError(path, f'it cannot be read: {exc.strerror}; {cure}') from exc
-    except ValueError as exc:
-        raise ModelFileError(path, f'it is not an ONNX file, or was cut short; {cure}') from exc
-    if outside:
-        raise ModelFileError(
-            path, f'its weights lie outside its folder, in {outside[0]!r}; {cure}'
-        )
-    # 2) the graph
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # whatever it would print, it also raises
-    settings.intra_op_num_threads = options.threads
-    # Threads that wait for the next picture would otherwise burn the decoder's cores.
-    settings.add_session_config_entry('session.force_spinning_stop', '1')
-    shrink = onnxruntime.RunOptions()
-    shrink.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), settings, providers=['CPUExecutionProvider']
-        )
-    except Exception as exc:  # ONNX Runtime's errors have no other base
-        raise ModelFileError(
-            path, f'ONNX Runtime {onnxruntime.__version__} cannot load it: {_reason(exc)}; {cure}'
-        ) from exc
-    return session, shrink
-
-
-def _reason(exc: Exception) -> str:
-    """Give the first line of what ONNX Runtime says, without its error codes."""
-    first = (str(exc).splitlines() or [type(exc).__name__])[0]
-    return re.sub(r'^(.* : )?(Load model from .* failed: ?)?', '', first).strip().rstrip('.')
 
 
 def _describe(entries: Sequence[Any]) -> str:

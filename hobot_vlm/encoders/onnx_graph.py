@@ -15,14 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 #: number formats by ONNX's numbers (TensorProto.DataType)
-TYPES = {
-    'float32': 1,
-    'uint8': 2,
-    'int8': 3,
-    'int32': 6,
-    'int64': 7,
-    'float16': 10,
-}
+TYPES = {'float32': 1, 'uint8': 2, 'int8': 3, 'int32': 6, 'int64': 7, 'float16': 10}
 
 #: Version of the file's format: that of ONNX 1.12, which ONNX Runtime reads since 1.12.
 IR_VERSION = 8
@@ -62,7 +55,12 @@ class OnnxGraph:
         return name
 
     def add(
-        self, op: str, *inputs: str, domain: str = '', outputs: Sequence[str] = (), **attributes: Any
+        self,
+        op: str,
+        *inputs: str,
+        domain: str = '',
+        outputs: Sequence[str] = (),
+        **attributes: Any,
     ) -> str:
         """
         Add a node; an input that is empty is left out.

@@ -51,7 +51,7 @@ def test_every_layout_and_number_format_gives_the_embeddings_of_the_arithmetic(
     tiles = tiles_of(3)
     with encoder_of(tmp_path, recipe) as encoder:
         found = encoder.encode(tiles)
-        assert (encoder.side, encoder.tokens, encoder.n_embd) == (16, 4, 12)
+        assert (encoder.tile_size, encoder.tokens, encoder.n_embd) == (16, 4, 12)
     assert found.dtype == np.float32 and found.flags.c_contiguous
     assert found.shape == (3, 4, 12)
     np.testing.assert_allclose(found, expected(recipe, tiles), atol=tolerance)
@@ -108,7 +108,7 @@ def test_the_side_comes_from_the_metadata_where_the_graph_leaves_it_open(tmp_pat
     recipe = TinyEncoder(sizes=('height', 'width'), metadata={'side': '16'})
     tiles = tiles_of(2)
     with encoder_of(tmp_path, recipe) as encoder:
-        assert encoder.side == 16
+        assert encoder.tile_size == 16
         np.testing.assert_allclose(encoder.encode(tiles), expected(recipe, tiles), atol=2e-6)
 
 
@@ -124,7 +124,7 @@ def test_published_smolvlm_encoders_leave_the_side_open_and_mean_512(tmp_path):
     )
     tiles = tiles_of(2, 512)
     with encoder_of(tmp_path, recipe) as encoder:
-        assert (encoder.side, encoder.tokens, encoder.n_embd) == (512, 64, 12)
+        assert (encoder.tile_size, encoder.tokens, encoder.n_embd) == (512, 64, 12)
         np.testing.assert_allclose(encoder.encode(tiles), expected(recipe, tiles), atol=2e-5)
 
 
@@ -477,11 +477,8 @@ def test_a_file_of_noise_is_an_error(tmp_path):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    from hobot_vlm.encoders.onnx import OnnxEncoder
-
-    for build in (open_encoder, OnnxEncoder):
-        with pytest.raises(ModelFileError, match='nowhere.onnx: there is no such file'):
-            build(tmp_path / 'nowhere.onnx', EncoderOptions())
+    with pytest.raises(ModelFileError, match='nowhere.onnx: there is no such file'):
+        open_encoder(tmp_path / 'nowhere.onnx', EncoderOptions())
 
 
 def test_without_onnx_runtime_the_error_names_the_cure(tmp_path, monkeypatch):

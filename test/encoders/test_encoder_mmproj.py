@@ -6,8 +6,8 @@ from pathlib import Path
 import struct
 
 from hobot_vlm.encoders import EncoderOptions, open_encoder
-from hobot_vlm.encoders.mmproj_file import MmprojFile
 from hobot_vlm.encoders.mmproj import _Positions
+from hobot_vlm.encoders.mmproj_file import MmprojFile
 from hobot_vlm.errors import InferenceError, ModelFileError, ModelMismatch
 from hobot_vlm.families import family
 from hobot_vlm.values import ImageTiles
@@ -49,7 +49,7 @@ def edited(tmp_path):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_embeddings_are_those_of_the_onnx_export(name, n):
     # six tiles need two strips of four in SmolVLM's case
-    with open_encoder(MODELS / name / 'vision.onnx', ONE_THREAD) as onnx:
+    with open_encoder(MODELS / name / 'vision.onnx', EncoderOptions(threads=1)) as onnx:
         tiles = tiles_of(name, onnx.tile_size, n)
         expected = onnx.encode(tiles)
     with open_encoder(MODELS / name / 'mmproj.gguf', ONE_THREAD) as mmproj:

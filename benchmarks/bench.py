@@ -8,7 +8,6 @@ the project promises, and the run fails if it does not hold.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 import itertools
 import json
@@ -17,78 +16,17 @@ from pathlib import Path
 from statistics import median
 import subprocess
 import sys
-from time import perf_counter, sleep
-from typing import Any
+from time import perf_counter
 
 from hobot_vlm import Reply, VLM
-from hobot_vlm.encoders import VisionEncoder
 from hobot_vlm.families import family
 from hobot_vlm.machine import usable_cores
-from hobot_vlm.values import ImageTiles
-from llama_cpp import llama_cpp as lib
 import numpy as np
+from report import frame, InsideLlama, Report, timed
+from scheduling import bench_scheduler, slow_down
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / 'build' / 'bench'
-FRAME = (1080, 1920, 3)
-
-#: name -> (bound, whether a larger figure is better)
-BOUNDS = {
-    'one tile of 448, ms': (12, False),
-    'InternVL, 12 tiles at most, ms': (60, False),
-    'SmolVLM, 12 tiles and the global picture, ms': (120, False),
-    'share of decoding spent in llama.cpp': (0.97, True),
-    'repeated question, share of first time to first token': (1 / 8, False),
-    '8 answers side by side, share of the time in a row': (0.5, False),
-    'pictures encoded elsewhere meanwhile, times faster': (1.7, True),
-    'node overhead, ms': (15, False),
-    'image callback, 99th percentile, ms': (2, False),
-}
-
-
-class Report:
-    """Collects figures, prints them, and knows which are out of bounds."""
-
-    def __init__(self) -> None:
-        self.sections: dict[str, dict[str, float]] = {}
-        self.missed: list[str] = []
-
-    def add(self, section: str, name: str, value: float) -> None:
-        """Keep and print a figure."""
-        if section not in self.sections:
-            self.sections[section] = {}
-            print(f'\n{section}')
-        self.sections[section][name] = value
-        bound, larger = BOUNDS.get(name, (None, False))
-        verdict = ''
-        if bound is not None:
-            kept = value >= bound if larger else value <= bound
-            verdict = (
-                f'   {"ok" if kept else "MISSED"}: {"at least" if larger else "at most"} {bound:g}'
-            )
-            if not kept:
-                self.missed.append(f'{section}: {name} is {value:g}, bound {bound:g}')
-        print(f'  {name:58}{value:12.3f}{verdict}', flush=True)
-
-
-def timed(work: Callable[[], Any], runs: int) -> float:
-    """Give the median time of some runs after one that is not counted, in milliseconds."""
-    work()
-    times = []
-    for _ in range(runs):
-        began = perf_counter()
-        work()
-        times.append(1000 * (perf_counter() - began))
-    return median(times)
-
-
-def frame(seed: int) -> np.ndarray:
-    """Make a 1920 x 1080 picture with structure at every scale: RGB uint8."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[: FRAME[0], : FRAME[1]].astype(np.float32)
-    waves = np.stack([np.sin(x / 37 + c) * np.cos(y / 23 - c) for c in range(3)], axis=2)
-    noise = rng.integers(-20, 20, FRAME, np.int16)
-    return np.clip(128 + 90 * waves + noise, 0, 255).astype(np.uint8)
 
 
 def bench_pictures(report: Report, runs: int) -> None:
@@ -102,31 +40,6 @@ def bench_pictures(report: Report, runs: int) -> None:
     ):
         made = family(key)
         report.add(section, name, timed(partial(made.tiles, picture, side, most), runs))
-
-
-class InsideLlama:
-    """Adds up the time spent in llama_decode and in sampling."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> InsideLlama:
-        self._kept = lib.llama_decode, lib.llama_sampler_sample
-        lib.llama_decode, lib.llama_sampler_sample = map(self._wrapped, self._kept)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        lib.llama_decode, lib.llama_sampler_sample = self._kept
-
-    def _wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            began = perf_counter()
-            try:
-                return function(*args)
-            finally:
-                self.seconds += perf_counter() - began
-
-        return call
 
 
 def bench_model(
@@ -153,30 +66,13 @@ def bench_model(
         next(stream)  # from here on only decoding is left
         with InsideLlama() as inside:
             began = perf_counter()
-            reply = stream.finish()
+            reply = stream.wait()
             wall = perf_counter() - began
         shares.append(inside.seconds / wall)
         speeds.append(reply.timings.tokens_per_second)
     report.add(section, 'decode, tokens/s', median(speeds))
     name = 'share of decoding spent in llama.cpp'
     report.add(section, name if check else 'share in llama.cpp', median(shares))
-
-
-class Elsewhere:
-    """An encoder that takes as long as it is told to, and none of this machine's time."""
-
-    def __init__(self, encoder: VisionEncoder, seconds: float):
-        self._encoder, self._seconds = encoder, seconds
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._encoder, name)
-
-    def encode(self, tiles: ImageTiles) -> np.ndarray:
-        """Give what the real one gives, later."""
-        end = perf_counter() + self._seconds
-        embeddings = self._encoder.encode(tiles)
-        sleep(max(end - perf_counter(), 0))
-        return embeddings
 
 
 def bench_many(report: Report, section: str, vlm: VLM) -> None:
@@ -201,12 +97,11 @@ def bench_many(report: Report, section: str, vlm: VLM) -> None:
 
 def bench_pipeline(report: Report, section: str, vlm: VLM, runs: int) -> None:
     """Time answers about new pictures, encoded elsewhere, against one after the other, in turn."""
-    assert vlm.encoder is not None
     pictures = (frame(200 + i)[:448, :448] for i in itertools.count())
     options = {'n_predict': 16}
     timings = vlm.ask('What is this?', next(pictures), **options).timings
     elsewhere = (timings.prefill_ms + timings.decode_ms) / 1000
-    vlm.encoder = Elsewhere(vlm.encoder, elsewhere)  # type: ignore[assignment]
+    slow_down(vlm, elsewhere)
     faster = []
     for _ in range(3):
         questions = [('What is this?', next(pictures)) for _ in range(2 * runs)]
@@ -308,6 +203,7 @@ def main() -> None:
         with VLM.load(**files, max_tiles=1, cache_type='q8_0/f16') as vlm:
             name = 'Many questions, the same decoder, KV cache q8_0/f16'
             bench_many(report, name, vlm)
+            bench_scheduler(report, f'Callers at once, {name}', vlm)
             bench_pipeline(report, name, vlm, args.runs)
     if 'node' in args.sections:
         bench_node(report)

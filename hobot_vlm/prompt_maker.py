@@ -1,5 +1,5 @@
 """
-From a request to its prompt: options, system prompt, pictures and earlier turns in a model's order.
+From a request to its prompt: options, system prompt, pictures and earlier turns in order.
 
 Knows the parts of a model; runs nothing, and knows nothing of who asks.
 """

@@ -16,7 +16,7 @@ from pathlib import Path
 import threading
 from typing import Any
 
-from . import catalogue, conversation_file, loader
+from . import catalogue, conversation_file, loader, many
 from .config import Config
 from .conversation import Conversation
 from .engine.engine import Engine
@@ -24,9 +24,8 @@ from .engine.image_encoder import ImageEncoder, ImageJob
 from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Stream
-from .errors import ConfigError, StateError, VlmError
+from .errors import StateError, VlmError
 from .image.load import load_rgb
-from .llama.context import MAX_SEQUENCES
 from .llama.kv_cache import KvCache
 from .llama.sampler import Sampler
 from .prompt.tokens import tokenize_plainly
@@ -34,9 +33,6 @@ from .prompt_maker import PromptMaker
 from .values import Images, ImageSource, Pixels, Reply, Status
 
 logger = logging.getLogger('hobot_vlm')
-
-#: questions of ``ask_many`` whose pictures are encoded before it is their turn
-LOOK_AHEAD = 3
 
 #: what ``stream`` takes besides options
 FIELDS = {f.name for f in fields(Request)} - {'prompt', 'images', 'options'}
@@ -168,32 +164,13 @@ class VLM:
         :param more: what all questions given as a tuple have in common, as for ``ask``
         :return: for each question its reply, or the error that it met
         """
-        if not 1 <= parallel <= MAX_SEQUENCES:
-            raise ConfigError(f'parallel is {parallel}: expected 1 to {MAX_SEQUENCES}', 'parallel')
-        replies: list[Reply | VlmError | Stream] = []
-        for i, question in enumerate(questions):
-            if i >= parallel + LOOK_AHEAD:
-                self._settle(replies, i - parallel - LOOK_AHEAD)
-            try:
-                asked = (
-                    question if isinstance(question, Request) else make_request(*question, **more)
-                )
-                replies.append(self.submit(asked))
-            except VlmError as exc:
-                replies.append(exc)
-        return [self._settle(replies, i) for i in range(len(replies))]
+        return many.ask_many(self, questions, parallel, more)
 
-    @staticmethod
-    def _settle(replies: list[Reply | VlmError | Stream], i: int) -> Reply | VlmError:
-        """Put what came of a question in the place of its stream."""
-        reply = replies[i]
-        if isinstance(reply, Stream):
-            try:
-                reply = reply.wait()
-            except VlmError as exc:
-                reply = exc
-            replies[i] = reply
-        return reply
+    def look_at(self, request: Request) -> ImageJob:
+        """Begin to encode the pictures of a request."""
+        return self._images.submit(
+            request.sources, self._maker.config_of(request), request.priority
+        )
 
     def encode(self, images: Images, **options: Any) -> None:
         """
@@ -202,9 +179,7 @@ class VLM:
         :param options: any of ``config.PER_REQUEST``
         :raises PictureError: a picture cannot be read
         """
-        request = make_request('.', images, **options)
-        config = self._maker.config_of(request)
-        job = self._images.submit(request.sources, config, request.priority)
+        job = self.look_at(make_request('.', images, **options))
         for image in job.images.result():
             for tile in image.tiles:
                 tile.encoded.result()
@@ -249,7 +224,12 @@ class VLM:
 
     # -- the flow ----------------------------------------------------------------------------
 
-    def submit(self, request: Request, conversation: Conversation | None = None) -> Stream:
+    def submit(
+        self,
+        request: Request,
+        conversation: Conversation | None = None,
+        job: ImageJob | None = None,
+    ) -> Stream:
         """
         Have a request answered; returns at once.
 
@@ -257,6 +237,7 @@ class VLM:
         2. Once they are cut, and the turn before is over, the prompt is made.
         3. The scheduler runs it; text before a picture is prefilled while that is encoded.
 
+        :param job: its pictures, where they are on their way already
         :raises ConfigError: an option that cannot be
         :raises InferenceError: the model is closed
         """
@@ -277,7 +258,7 @@ class VLM:
             sampler = Sampler(self._parts.context, config, request.logit_bias, request.logprobs)
             self._engine.ready(sequence, made.prompt, made.thinking, sampler)
 
-        return self._begin(sequence, conversation, make)
+        return self._begin(sequence, conversation, make, job)
 
     def prefill(self, conversation: Conversation) -> Stream:
         """Bring what any next question of a conversation begins with into the KV cache."""
@@ -296,11 +277,12 @@ class VLM:
         sequence: Sequence,
         conversation: Conversation | None,
         make: Callable[[ImageJob], None],
+        job: ImageJob | None = None,
     ) -> Stream:
         """Submit a sequence, and have its prompt made once all that it needs is there."""
         request = sequence.request
         self._engine.submit(sequence)
-        job = self._images.submit(request.sources, sequence.config, request.priority)
+        job = job or self.look_at(request)
         sequence.encode = job.encode_seconds
         sequence.finished.add_done_callback(lambda _: self._images.abandon(job))
         needs: list[Future[Any]] = [job.images]
@@ -308,6 +290,8 @@ class VLM:
             needs += conversation.queue(sequence.finished)
 
         def attempt() -> None:
+            if sequence.finished.done():  # cancelled, or out of time
+                return
             try:
                 make(job)
             except BaseException as exc:
@@ -374,7 +358,7 @@ def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:
 
 def when_all(futures: List[Future[Any]], then: Callable[[], None]) -> None:
     """Call something once all futures are done, however they ended."""
-    left = len(futures)
+    left, call = len(futures), [then]
     lock = threading.Lock()
 
     def done(_: Future[Any]) -> None:
@@ -383,7 +367,7 @@ def when_all(futures: List[Future[Any]], then: Callable[[], None]) -> None:
             left -= 1
             last = not left
         if last:
-            then()
+            call.pop()()  # the futures keep this function, and are not to keep ``then`` as well
 
     for future in futures:
         future.add_done_callback(done)

@@ -56,7 +56,7 @@ class _Task:
     """A tile that waits for the encoder; ``jobs`` want it."""
 
     tile: Tile
-    pixels: ImageTiles
+    pixels: ImageTiles | None  # until it is encoded
     image_key: bytes
     jobs: list[ImageJob]
     priority: int
@@ -188,7 +188,7 @@ class ImageEncoder:
         while (task := self._next()) is not None:
             began = perf_counter()
             try:
-                assert self._encoder is not None
+                assert self._encoder is not None and task.pixels is not None
                 data = np.ascontiguousarray(self._encoder.encode(task.pixels)[0], np.float32)
                 if task.tile.tokens not in (0, len(data)):
                     raise InferenceError(
@@ -220,7 +220,7 @@ class ImageEncoder:
 
     def _done(self, task: _Task, began: float) -> None:
         with self._changed:
-            task.seconds = perf_counter() - began
+            task.seconds, task.pixels = perf_counter() - began, None
             if task in self._tasks:
                 self._tasks.remove(task)
 

@@ -46,17 +46,17 @@ class Room:
         Say whether another sequence is about to decode what this one begins with.
 
         What it has decoded already is shared here. Of two that could wait for each other, the one
-        that is further, then the older one, goes ahead.
+        that has begun, or is further, or else is older, goes ahead.
         """
         if sequence.decoded or sequence.slot is None:
             return False
-        self._cache.share(sequence.slot, sequence.ids)
+        self._cache.share(sequence.slot, sequence.prefix)
 
-        def rank(one: Sequence) -> tuple[int, int]:
-            return len(one.slot.ids) if one.slot else 0, -one.number
+        def rank(one: Sequence) -> tuple[bool, int, int]:
+            return bool(one.decoded), len(one.slot.ids) if one.slot else 0, -one.number
 
         return any(
-            common(other.ids, sequence.ids[:-1]) > len(sequence.slot.ids)
+            common(other.ids, sequence.prefix) > len(sequence.slot.ids)
             for other in prompts
             if other is not sequence
             and other.request.priority >= sequence.request.priority

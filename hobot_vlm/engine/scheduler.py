@@ -103,7 +103,7 @@ class Scheduler:
             if len(self.running) >= MAX_RUNNING or not self._room.admits(sequence, self.running):
                 self._full = True
                 return
-            sequence.begin(self._cache.acquire(sequence.conversation, sequence.ids))
+            sequence.begin(self._cache.acquire(sequence.conversation, sequence.prefix))
             self.waiting.remove(sequence)
             self.running.append(sequence)
 
@@ -115,7 +115,8 @@ class Scheduler:
         prompts = [s for s in self.running if s.status is Status.PREFILL]
         prompts.sort(key=lambda s: (-s.request.priority, s.unread - s.passed))
         small = answers or any(s.interrupted for s in prompts)
-        budget = STEP if small else self._context.n_batch
+        most = self._context.n_batch
+        budget = min(STEP, most) if small else most
         step: list[tuple[Sequence, SlotRun]] = []
         for sequence in answers + prompts:
             if sequence in prompts and self._room.follows(sequence, prompts):

@@ -27,6 +27,18 @@ from ..values import Reply, TextChunk, Timings, TokenLogprob
 _numbers = itertools.count()
 
 
+def _ignore(tokens: list[int]) -> None:
+    """Remember nothing."""
+
+
+def _same(reply: Reply) -> Reply:
+    return reply
+
+
+def _no_time() -> float:
+    return 0.0
+
+
 class Status(Enum):
     """Where a sequence stands."""
 
@@ -51,12 +63,12 @@ class Sequence:
     prefill_only: bool = False
     mailbox: Mailbox = field(default_factory=Mailbox)
     #: called once the sequence has ended, before its reply is given; and the same as a future
-    remember: Callable[[list[int]], object] = lambda tokens: None
-    conclude: Callable[[Reply], Reply] = lambda reply: reply
+    remember: Callable[[list[int]], object] = _ignore
+    conclude: Callable[[Reply], Reply] = _same
     finished: Future[None] = field(default_factory=Future)
     #: seconds of the picture work, once it is known
     preprocess: float = 0.0
-    encode: Callable[[], float] = lambda: 0.0
+    encode: Callable[[], float] = _no_time
 
     number: int = field(default_factory=lambda: next(_numbers))
     status: Status = Status.WAITING
@@ -105,6 +117,13 @@ class Sequence:
         """Use a slot, which holds the first of the ids."""
         self._started = self._started or perf_counter()
         self.slot, self.status = slot, Status.PREFILL
+        if not self.unread:
+            self.finish('stop')  # a prefill of what is there
+
+    @property
+    def prefix(self) -> list[int]:
+        """Ids that may be in the KV cache already; the last one is decoded for its logits."""
+        return self.ids if self.prefill_only else self.ids[:-1]
 
     @property
     def unread(self) -> int:
@@ -201,7 +220,9 @@ class Sequence:
             last: Reply | BaseException = self.error or self.conclude(reply)
         except Exception as exc:  # of whoever asked; others are not to suffer for it
             last = exc
-        self.slot, self.prompt, self.ids = None, None, []
+        # what leads from here back to the request would keep it in memory until Python tidies up
+        self.slot, self.prompt, self.conversation, self.ids = None, None, None, []
+        self.remember, self.conclude, self.encode = _ignore, _same, _no_time
         self.finished.set_result(None)
         self.mailbox.put(last)
 

@@ -91,9 +91,7 @@ class KvCache:
 
     def acquire(self, conversation: object | None, ids: Sequence[int]) -> Slot:
         """
-        Give a slot that starts with the longest known part of a prompt, and is in use from now on.
-
-        The last id is never part of it: it is decoded again for its logits.
+        Give a slot that holds the longest known part of some ids, and is in use from now on.
 
         :param conversation: whose slot to use, and to keep; None: any
         :raises InferenceError: all slots are in use
@@ -106,7 +104,7 @@ class KvCache:
         slot.in_use = True
         slot.conversation = None if conversation is None else weakref.ref(conversation)
         self._touch(slot)
-        self.rewind(slot, common(slot.ids, ids[:-1]))
+        self.rewind(slot, common(slot.ids, ids))
         self.share(slot, ids)
         return slot
 
@@ -120,32 +118,37 @@ class KvCache:
         return None
 
     def _choose(self, ids: Sequence[int]) -> Slot:
+        """
+        Choose a slot that belongs to no conversation.
+
+        Cells are freed only while nothing runs. llama.cpp would fill such holes with the next
+        cells of those that run, out of order, and the sums of attention would round differently.
+        """
         idle = [slot for slot in self._slots if not slot.in_use]
+        if not idle:
+            raise InferenceError(f'all {MAX_SEQUENCES} slots of the KV cache are in use')
         free = [slot for slot in idle if slot.ids and not slot.claimed]
         empty = next((slot for slot in idle if not slot.ids and not slot.claimed), None)
-        if free:
+        if free and (empty is None or len(idle) == MAX_SEQUENCES):
             best = max(free, key=lambda slot: common(slot.ids, ids))
             if empty is None or 2 * common(best.ids, ids) >= len(best.ids):
                 return best  # most of it is used again
-            if len(free) >= IDLE_SLOTS:
-                return free[0]
-        if empty is None and not idle:
-            raise InferenceError(f'all {MAX_SEQUENCES} slots of the KV cache are in use')
+            for slot in free[: len(free) - IDLE_SLOTS]:
+                self.rewind(slot, 0)
         return empty or idle[0]
 
     def share(self, slot: Slot, ids: Sequence[int]) -> None:
-        """Let a slot start with all that any slot holds of a prompt; its cells are not copied."""
-        wanted = ids[:-1]
+        """Let a slot start with all that any slot holds of some ids; no cell is copied."""
         public = [other for other in self._slots if not other.private]
         if not public:
             return
-        best = max(public, key=lambda other: common(other.ids, wanted))
-        length = common(best.ids, wanted)
+        best = max(public, key=lambda other: common(other.ids, ids))
+        length = common(best.ids, ids)
         if length <= len(slot.ids) or not (self.context.rewinds or length == len(best.ids)):
             return
         self.rewind(slot, 0)
         lib.llama_memory_seq_cp(self.context.memory, best.seq, slot.seq, 0, length)
-        slot.ids = list(wanted[:length])
+        slot.ids = list(ids[:length])
         self._touch(best)
         self._touch(slot)
 

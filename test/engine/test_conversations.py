@@ -2,7 +2,7 @@
 Random conversations: every answer is what a fresh context gives for the same whole prompt.
 
 ``Fresh`` is that context: a decoder of its own, emptied before each prompt, which reads the whole
-prompt in one go. It shares no code with the session, the cache and the sampler.
+prompt in one go. It shares no code with the KV cache, the scheduler and the sampler.
 
 Logits of the same prompt differ a little when it is decoded in other pieces: the sums of a batch
 are added up in another order, and the KV cache rounds them to 16 bits. So not only tokens are
@@ -13,12 +13,15 @@ the two likeliest tokens are closer than that noise, either may win; this is cou
 from __future__ import annotations
 
 import random
+import threading
 
 from conftest import DEMO, MODELS
-from hobot_vlm import engine, PromptTooLong, VLM
-from hobot_vlm.llama.model import Decoder, Outcome
-from hobot_vlm.llama.sampling import Sampler
-from hobot_vlm.values import Tokens
+from core import parts, slots
+from hobot_vlm import PromptTooLong, VLM
+from hobot_vlm.llama.context import Context, Outcome, Run
+from hobot_vlm.llama.model import Model
+from hobot_vlm.llama.sampler import Sampler
+from hobot_vlm.prompt_maker import PromptMaker
 from hypothesis import given, HealthCheck, Phase, settings, strategies
 from llama_cpp import llama_cpp as lib
 import numpy as np
@@ -50,27 +53,32 @@ class Fresh:
     """A context that knows nothing when it is asked."""
 
     def __init__(self, path):
-        self.decoder = Decoder(path, n_ctx=N_CTX, n_batch=N_CTX, threads=1, flash_attention='off')
+        self.model = Model(path)
+        self.context = Context(
+            self.model, n_ctx=N_CTX, n_batch=N_CTX, threads=1, flash_attention='off'
+        )
 
     def logits(self, prompt, tokens):
         """Read a whole prompt and then tokens one by one; give the logits after each."""
-        decoder = self.decoder
-        lib.llama_memory_clear(decoder.memory, True)
-        at, total = 0, len(prompt.cells)
-        starts = dict(prompt.pictures)
+        context = self.context
+        lib.llama_memory_clear(context.memory, True)
+        at, total = 0, len(prompt.ids)
+        starts = dict(prompt.tiles)
         while at < total - 1:
             if at in starts:
-                data = starts[at]
-                done = decoder.run_embeddings(data, at, 0)
-                at += len(data)
+                entries = starts[at].data
             else:
                 end = min([first for first in starts if first > at] + [total - 1])
-                done = decoder.run_tokens(np.array(prompt.cells[at:end], np.int32), at, 0)
-                at = end
-            assert done is Outcome.DONE
-        for i, token in enumerate([prompt.cells[-1], *tokens]):
-            assert decoder.run_rows([(token, at + i, 0, True)]) is Outcome.DONE
-            yield decoder.logits()
+                entries = prompt.ids[at:end]
+            assert context.run([Run(0, at, entries)]) is Outcome.DONE
+            at += len(entries)
+        for i, token in enumerate([prompt.ids[-1], *tokens]):
+            assert context.run([Run(0, at + i, [token], logits=True)]) is Outcome.DONE
+            yield context.logits()
+
+    def close(self):
+        self.context.close()
+        self.model.close()
 
 
 class Watch:
@@ -78,28 +86,38 @@ class Watch:
 
     def __init__(self, name, fresh, monkeypatch):
         self.name, self.fresh = name, fresh
-        self.asked = []  # (turns, spans, prompt), in the order of questions
+        self.asked = []  # what was made of each question, in their order
         self.chosen = {}  # sampler -> [(token, logits)], in the same order
         self.tokens = self.ties = 0
         self.noise = 0.0
-        lay_out, sample = engine.Conversation.lay_out, Sampler.sample
+        question, sample = PromptMaker.question, Sampler.sample
+        made = threading.local()
 
-        def watched_lay_out(*args):
-            self.asked.append(lay_out(*args))
-            return self.asked[-1]
+        def watched_question(maker, *args):
+            prompt = question(maker, *args)
+            self.asked.append(prompt)
+            made.prompt = prompt  # its sampler is made next, on this thread
+            return prompt
 
-        def watched_sample(sampler, row=-1):
-            logits = sampler._decoder.logits(row).copy()
-            token = sample(sampler, row)
+        def watched_init(sampler, *args, **more):
+            init(sampler, *args, **more)
+            self.samplers[sampler] = made.prompt
+
+        def watched_sample(sampler, entry=-1):
+            logits = sampler._context.logits(entry).copy()
+            token = sample(sampler, entry)
             self.chosen.setdefault(sampler, []).append((token, logits))
             return token
 
-        monkeypatch.setattr(engine.Conversation, 'lay_out', watched_lay_out)
+        init, self.samplers = Sampler.__init__, {}
+        monkeypatch.setattr(PromptMaker, 'question', watched_question)
+        monkeypatch.setattr(Sampler, '__init__', watched_init)
         monkeypatch.setattr(Sampler, 'sample', watched_sample)
 
     def clear(self):
         self.asked.clear()
         self.chosen.clear()
+        self.samplers.clear()
 
     def check(self, prompt, chosen):
         """Compare an answer with what a fresh context makes of the prompt."""
@@ -130,46 +148,50 @@ class Talk:
     def ask(self, question, images, cancel=None):
         """Ask, and check the answer; ``cancel`` is a number of chunks, or None."""
         self.watch.clear()
-        remembered = list(self.chat._turns)
+        remembered = list(self.chat.turns)
         stream = self.chat.stream(question, images, n_predict=N_PREDICT)
         try:
             if cancel is not None:
                 for _ in range(cancel):
                     next(stream, None)
-                stream.close()
-            reply = stream.finish()
+                stream.cancel()
+            reply = stream.result()
         except PromptTooLong as error:
             assert error.tokens > N_CTX
             assert self.overflow == 'refuse'
-            assert self.chat._turns == remembered
+            assert self.chat.turns == remembered
             return
         chosen = [c for answer in self.watch.chosen.values() for c in answer]
         if not chosen:  # cancelled before the first token: as if not asked
             assert reply.finish_reason == 'cancelled' and reply.text == ''
-            assert self.chat._turns == remembered
+            assert self.chat.turns == remembered
             return
-        ((turns, spans, prompt),) = self.watch.asked
-        tokens = [token for token, _ in chosen if not self.vlm.decoder.is_end(token)]
+        (sampler,) = self.watch.chosen
+        made = self.watch.samplers[sampler]
+        turns, prompt, model = made.turns, made.prompt, parts(self.vlm).model
+        tokens = [token for token, _ in chosen if not model.is_end(token)]
         # 1. the answer is right, and the numbers about it
         self.watch.check(prompt, chosen)
-        assert (reply.finish_reason == 'stop') == (len(tokens) < len(chosen))
+        if reply.finish_reason != 'cancelled':
+            assert (reply.finish_reason == 'stop') == (len(tokens) < len(chosen))
         assert reply.completion_tokens == len(tokens) <= N_PREDICT
-        assert reply.reused_tokens < reply.prompt_tokens == len(prompt.cells) <= N_CTX
+        assert reply.reused_tokens < reply.prompt_tokens == len(prompt.ids) <= N_CTX
         # 2. the prompt held what was said before, but for the oldest where room was needed
         kept = len(turns) - 1
         assert kept == len(self.said) or self.overflow == 'drop_oldest'
         self.dropped += len(self.said) - kept
         self.said = self.said[len(self.said) - kept :]
-        assert [list(s.ids) for s in spans if isinstance(s, Tokens)] == self.said
-        text = ''.join(getattr(span, 'text', '') for span in spans)
+        assert [list(turn.answer.ids) for turn in turns[:-1]] == self.said
+        text = b''.join(model.piece(i) for i in prompt.ids if i >= 0).decode('utf-8', 'replace')
         assert text.count('Be short.') == 1 and question.strip() in text
         self.shown = self.shown or bool(images)
-        assert bool(prompt.pictures) == self.shown  # the newest picture stays
+        assert bool(prompt.tiles) == self.shown  # the newest picture stays
         self.said.append(tokens)
 
-    def interrupt(self, question, images, method, after, monkeypatch):
+    def interrupt(self, question, images, after, monkeypatch):
         """Ask, and have a cancel arrive just as the n-th batch begins."""
-        run = getattr(self.vlm.decoder, method)
+        context = parts(self.vlm).context
+        run = context.run
         left = [after]
 
         def watched(*args):
@@ -179,7 +201,7 @@ class Talk:
             return run(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(self.vlm.decoder, method, watched)
+            patch.setattr(context, 'run', watched)
             self.ask(question, images)
 
     def reset(self):
@@ -202,15 +224,15 @@ def model(request):
         flash_attention='off',
     ) as vlm:
         yield request.param, vlm, fresh
-    fresh.decoder.close()
+    fresh.close()
 
 
 step = strategies.tuples(
     strategies.integers(0, 1),  # which of two conversations
     strategies.integers(0, len(QUESTIONS) - 1),
     strategies.sampled_from([(), (), (), (0,), (1,), (2,), (0, 2)]),
-    strategies.sampled_from(['ask'] * 6 + ['close', 'cancel', 'stop prefill', 'reset', 'alone']),
-    strategies.integers(0, 4),
+    strategies.sampled_from(['ask'] * 6 + ['close', 'interrupt', 'interrupt', 'reset', 'alone']),
+    strategies.integers(0, 6),
 )
 
 
@@ -229,7 +251,7 @@ def test_random_conversations_equal_fresh_contexts(model, monkeypatch):
     )
     @given(
         overflow=strategies.sampled_from(['drop_oldest', 'drop_oldest', 'refuse']),
-        steps=strategies.lists(step, min_size=8, max_size=14),
+        steps=strategies.lists(step, min_size=10, max_size=18),
     )
     def converse(overflow, steps):
         two = [Talk(vlm, watch, overflow) for _ in range(2)]
@@ -241,11 +263,8 @@ def test_random_conversations_equal_fresh_contexts(model, monkeypatch):
                 talk.ask(asked, images)
             elif how == 'close':
                 talk.ask(asked, images, cancel=number)
-            elif how == 'cancel':
-                talk.interrupt(asked, images, 'run_rows', number + 1, monkeypatch)
-            elif how == 'stop prefill':
-                method = ('run_tokens', 'run_embeddings', 'run_rows')[number % 3]
-                talk.interrupt(asked, images, method, number // 3, monkeypatch)
+            elif how == 'interrupt':
+                talk.interrupt(asked, images, number, monkeypatch)
             elif how == 'reset':
                 talk.reset()
             else:  # a question of somebody else's comes between
@@ -273,11 +292,11 @@ def test_batches_equal_fresh_contexts(model, monkeypatch):
         ]
         replies = vlm.ask_many(questions, parallel=parallel, n_predict=N_PREDICT)
         assert len(watch.asked) == len(watch.chosen) == len(questions)
-        for (_, _, prompt), chosen, reply in zip(
-            watch.asked, watch.chosen.values(), replies, strict=True
-        ):
-            watch.check(prompt, chosen)
-            assert reply.prompt_tokens == len(prompt.cells)
+        told = sorted((prompt.prompt.ids for prompt in watch.asked), key=str)
+        assert told == sorted((watch.samplers[s].prompt.ids for s in watch.chosen), key=str)
+        for sampler, chosen in watch.chosen.items():
+            watch.check(watch.samplers[sampler].prompt, chosen)
+        assert sorted(len(ids) for ids in told) == sorted(r.prompt_tokens for r in replies)
     watch.check_ties()
 
 
@@ -292,11 +311,17 @@ def test_side_by_side_to_the_last_bit(cache_type, monkeypatch):
         ) as vlm:
             watch = Watch('demo', None, monkeypatch)
             replies = vlm.ask_many(questions, parallel=parallel)
-            assert sum(len(s.cells) > 0 for s in vlm.cache._sessions) >= parallel
-        seen[parallel] = [
-            (reply.text, [token for token, _ in chosen], np.array([row for _, row in chosen]))
-            for reply, chosen in zip(replies, watch.chosen.values(), strict=True)
-        ]
-    for alone, beside in zip(*seen.values(), strict=True):
-        assert alone[:2] == beside[:2]
-        np.testing.assert_array_equal(alone[2], beside[2])
+            assert sum(len(slot.ids) > 0 for slot in slots(vlm)) >= min(parallel, 4)
+        assert len(replies) == len(questions)
+        seen[parallel] = {
+            tuple(watch.samplers[sampler].prompt.ids): (
+                [token for token, _ in chosen],
+                np.array([logits for _, logits in chosen]),
+            )
+            for sampler, chosen in watch.chosen.items()
+        }
+    alone, beside = seen.values()
+    assert set(alone) == set(beside) and len(alone) == len(questions)
+    for ids, (tokens, logits) in alone.items():
+        assert tokens == beside[ids][0]
+        np.testing.assert_array_equal(logits, beside[ids][1])

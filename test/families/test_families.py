@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from conftest import MODELS
+from core import parts, prompt
 from hobot_vlm import ModelMismatch, VLM
 from hobot_vlm.families import detect, family
-from hobot_vlm.prompt import ChatTemplate
-from hobot_vlm.values import Control, ImageEmbedding, Picture, Text
-import numpy as np
+from hobot_vlm.prompt.template import ChatTemplate
+from hobot_vlm.prompt_maker import PromptMaker
+from hobot_vlm.values import Control, ImageEmbedding, Text, Tile, TileSpan
+from hobot_vlm.vlm import make_request
 from pictures import picture
 import pytest
 
@@ -19,9 +21,8 @@ SMOL = ('<|im_start|>', '<end_of_utterance>', '<fake_token_around_image>', '<glo
 
 def embedding(tiles, rows=0, columns=0, tokens=2):
     """Make the embedding of a picture."""
-    return ImageEmbedding(
-        np.zeros((tiles, tokens, 4), np.float32), rows, columns, True, b'key', (9, 9)
-    )
+    made = tuple(Tile(bytes([i]), tokens) for i in range(tiles))
+    return ImageEmbedding(made, rows, columns, True, b'key', (9, 9))
 
 
 def written(parts):
@@ -34,9 +35,9 @@ def written(parts):
                 if isinstance(span, Text)
                 else span.token
                 if isinstance(span, Control)
-                else f'E{span.tile}'
+                else f'E{span.index}'
             )
-            assert isinstance(span, (Text, Control, Picture))
+            assert isinstance(span, (Text, Control, TileSpan))
     return text
 
 
@@ -76,9 +77,9 @@ def test_the_user_may_choose_the_family():
 )
 def test_internvl(labels, pictures, expected):
     made = family('internvl')
-    assert written(made.show(pictures, labels, ('<img>', '</img>', *QWEN))) == expected
+    assert written(made.parts(pictures, labels, ('<img>', '</img>', *QWEN))) == expected
     fallback = expected.replace('<img>', '<|vision_start|>').replace('</img>', '<|vision_end|>')
-    assert written(made.show(pictures, labels, QWEN)) == fallback
+    assert written(made.parts(pictures, labels, QWEN)) == fallback
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_internvl(labels, pictures, expected):
     ],
 )
 def test_smolvlm(labels, pictures, expected):
-    shown = written(family('smolvlm').show(pictures, labels, SMOL))
+    shown = written(family('smolvlm').parts(pictures, labels, SMOL))
     assert shown.replace('<fake_token_around_image>', '@') == expected
 
 
@@ -115,12 +116,17 @@ def test_reasoning_is_asked_for_as_its_makers_do():
     }
     shown = picture(60, 60, 1)
     with VLM.load(**files, max_tiles=1, llm_threads=1) as vlm:
-        plain = vlm.stream('Why?', shown, n_predict=1)
-        thinking = vlm.stream('Why?', shown, n_predict=1, thinking=True)
-        assert plain._lane.config.temperature == 0
-        assert thinking._lane.config.temperature == 0.6
-        assert vlm.stream('Why?', thinking=True, temperature=0.2)._lane.config.temperature == 0.2
-        text = vlm.system_text(thinking._lane.config)
-        assert text.startswith('You are an AI assistant that rigorously follows')
+
+        def temperature(**options):
+            request = make_request('Why?', shown, **options)
+            return PromptMaker(parts(vlm)).config_of(request).temperature
+
+        assert temperature() == 0
+        assert temperature(thinking=True) == 0.6
+        assert temperature(thinking=True, temperature=0.2) == 0.2
+        model = parts(vlm).model
+        made = prompt(vlm, 'Why?', shown, thinking=True)
+        text = b''.join(model.piece(i) for i in made.prompt.ids if i >= 0).decode()
+        assert 'You are an AI assistant that rigorously follows' in text
         assert '<think> and </think> tags.\n\n2. After the thinking section' in text
-        assert thinking.finish().prompt_tokens > plain.finish().prompt_tokens
+        assert len(made.prompt.ids) > len(prompt(vlm, 'Why?', shown).prompt.ids)

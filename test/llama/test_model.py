@@ -8,17 +8,21 @@ import sys
 
 from conftest import DEMO, MODELS
 from hobot_vlm import ModelFileError, VLM
-from hobot_vlm.llama.model import Decoder
+from hobot_vlm.llama.context import Context
+from hobot_vlm.llama.model import Model
 import pytest
 
 GOOD = MODELS / 'plain' / 'decoder.gguf'
 LOAD = """
 import sys
 from hobot_vlm.errors import VlmError
-from hobot_vlm.llama.model import Decoder
+from hobot_vlm.llama.context import Context
+from hobot_vlm.llama.model import Model
 for path in sys.argv[1:]:
     try:
-        Decoder(path, n_ctx=64, threads=1).close()
+        model = Model(path)
+        Context(model, n_ctx=64, threads=1).close()
+        model.close()
         print('loaded')
     except VlmError as exc:
         print('refused')
@@ -41,7 +45,7 @@ def test_a_missing_file(tmp_path):
 def test_a_file_cut_short(tmp_path, share):
     path = cut(tmp_path / 'short.gguf', share)
     with pytest.raises(ModelFileError) as caught:
-        Decoder(path)
+        Context(Model(path))
     assert (
         str(path) in str(caught.value)
         and 'expected' in str(caught.value)

@@ -9,14 +9,14 @@ import sys
 from hobot_vlm.families import FAMILIES, family
 from hobot_vlm.families.internvl import closest_grid
 from hobot_vlm.families.smolvlm import layout
-from hobot_vlm.image import load_rgb
+from hobot_vlm.image.load import load_rgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / 'tools'))
+sys.path.insert(0, str(Path(__file__).parents[1].parent / 'tools'))
 import make_tile_fixtures as maker  # noqa: E402
 
 CLOSE = 2  # of 255

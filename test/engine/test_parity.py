@@ -11,16 +11,19 @@ import json
 from pathlib import Path
 
 from conftest import MODELS
+from core import embed, empty, parts, prompt
 from hobot_vlm import VLM
-from hobot_vlm.engine import _Lane, Conversation, request
-from hobot_vlm.llama.model import Decoder
-from hobot_vlm.llama.session import Cache, Prompt
-from hobot_vlm.values import Picture
+from hobot_vlm.families import family as family_of
+from hobot_vlm.llama.context import Context, Outcome
+from hobot_vlm.llama.kv_cache import KvCache, SlotRun
+from hobot_vlm.llama.model import Model
+from hobot_vlm.llama.sampler import Sampler
+from hobot_vlm.values import TileSpan
 import numpy as np
 from pictures import picture
 import pytest
 
-DATA = Path(__file__).parent / 'data'
+DATA = Path(__file__).parents[1] / 'data'
 CASES = json.loads((DATA / 'parity_vlm.json').read_text('utf-8'))['cases']
 LOGITS = np.load(DATA / 'parity_vlm.npz')
 DECODER = np.load(DATA / 'parity_decoder.npz')
@@ -33,32 +36,37 @@ def relative(got, expected):
     return np.abs(got - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.parametrize('mixed', [False, True])
 @pytest.mark.parametrize('name', ['plain', 'internvl', 'smolvlm'])
-def test_embeddings_between_tokens(name):
+def test_embeddings_between_tokens(name, mixed):
     """A Llama (plain, smolvlm) and a Qwen2 (internvl) read [text, embeddings, text]."""
     case = {
         key: DECODER[f'{name}/{key}']
         for key in ('before', 'embeddings', 'after', 'logits', 'greedy')
     }
-    n = len(case['before'])
-    cells = [
-        *case['before'].tolist(),
-        *(-1 - i for i in range(len(case['embeddings']))),
-        *case['after'].tolist(),
-    ]
-    prompt = Prompt(cells, [(n, np.ascontiguousarray(case['embeddings'], np.float32))])
-    decoder = Decoder(MODELS / name / 'decoder.gguf', n_ctx=128, threads=1)
-    cache = Cache(decoder)
-    session = cache.session(cache, prompt)
-    assert session.prefill(prompt, lambda: False, len(cells) - 1)
-    assert cache.step([(session, cells[-1:])])
-    assert relative(decoder.logits(), case['logits']) < 5e-3
+    embeddings = np.ascontiguousarray(case['embeddings'], np.float32)
+    before, after = case['before'].tolist(), case['after'].tolist()
+    ids = [*before, *(-1 - i for i in range(len(embeddings))), *after]
+    model = Model(MODELS / name / 'decoder.gguf')
+    context = Context(model, n_ctx=128, threads=1)
+    if mixed:
+        assert context.mix()
+    cache = KvCache(context)
+    slot = cache.acquire(None, ids)
+    for entries in [[before, embeddings, after]] if mixed else [[before], [embeddings], [after]]:
+        done = len(slot.ids)
+        run = SlotRun(slot, ids[done : done + sum(map(len, entries))], entries, logits=True)
+        assert cache.run([run]) is Outcome.DONE
+    assert slot.ids == ids
+    assert relative(context.logits(run.entry), case['logits']) < 5e-3
     tokens = []
     for _ in case['greedy']:
-        tokens.append(int(decoder.logits().argmax()))
-        assert cache.step([(session, tokens[-1:])])
+        tokens.append(int(context.logits(run.entry).argmax()))
+        run = SlotRun(slot, tokens[-1:], [tokens[-1:]], logits=True)
+        assert cache.run([run]) is Outcome.DONE
     assert tokens == case['greedy'].tolist()
-    decoder.close()
+    context.close()
+    model.close()
 
 
 @pytest.fixture(scope='module', params=['onnx', 'mmproj'])
@@ -81,7 +89,7 @@ def models(request) -> Iterator[dict[str, VLM]]:
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_prompt_logits_and_tokens(models, name):
+def test_prompt_logits_and_tokens(models, name, monkeypatch):
     case, family = CASES[name], name.split('/')[0]
     vlm = models[family]
     options = {'max_tiles': case['max_tiles']}
@@ -89,25 +97,28 @@ def test_prompt_logits_and_tokens(models, name):
         options['system_prompt'] = case['system_prompt']
     shown = [picture(*spec) for spec in case['pictures']]
     # 1. the prompt, token by token
-    chat = Conversation(vlm, overflow='refuse', owner=vlm)
-    lane = _Lane(vlm, chat, request(case['question'], shown, n_predict=32, **options))
-    lane.look()
-    lane.lay_out()
-    placeholder = vlm.decoder.controls[PLACEHOLDER[family]]
-    assert [placeholder if cell < 0 else cell for cell in lane.prompt.cells] == case['ids']
-    assert lane.prompt.image_tokens == case['ids'].count(placeholder)
-    # 2. the first step
-    session = vlm.cache.session(vlm, lane.prompt)
-    session.rewind(0)
-    cells = lane.prompt.cells
-    assert session.prefill(lane.prompt, lambda: False, len(cells) - 1)
-    assert vlm.cache.step([(session, cells[-1:])])
-    assert relative(vlm.decoder.logits(), LOGITS[name]) < 1e-2
-    # 3. the answer
-    stream = vlm.stream(case['question'], shown, n_predict=32, **options)
-    stream.finish()
-    assert stream._lane.tokens == case['greedy'][: len(stream._lane.tokens)]
-    assert len(stream._lane.tokens) == 32 or stream.reply.finish_reason == 'stop'
+    made = prompt(vlm, case['question'], shown, **options).prompt
+    placeholder = parts(vlm).model.controls[PLACEHOLDER[family]]
+    assert [placeholder if i < 0 else i for i in made.ids] == case['ids']
+    assert made.image_tokens == case['ids'].count(placeholder)
+    # 2. the first step, and the answer
+    empty(vlm)
+    chosen = []
+    with monkeypatch.context() as patch:
+        sample = Sampler.sample
+
+        def noting(sampler, entry=-1):
+            logits = parts(vlm).context.logits(entry).copy()
+            chosen.append((sample(sampler, entry), logits))
+            return chosen[-1][0]
+
+        patch.setattr(Sampler, 'sample', noting)
+        reply = vlm.ask(case['question'], shown, n_predict=32, **options)
+    assert reply.prompt_tokens == len(case['ids']) and reply.reused_tokens == 0
+    assert relative(chosen[0][1], LOGITS[name]) < 1e-2
+    tokens = [token for token, _ in chosen][: reply.completion_tokens]
+    assert tokens == case['greedy'][: len(tokens)]
+    assert len(tokens) == 32 or reply.finish_reason == 'stop'
 
 
 @pytest.mark.parametrize('model_type', [0, 1])
@@ -163,7 +174,7 @@ def test_an_encoder_may_prefer_fewer_tiles(monkeypatch):
     shown = picture(200, 150, 40)
     with VLM.load(**files) as vlm:
         one = vlm.ask('Describe the picture.', shown, n_predict=1).image_tokens
-        assert one == vlm.encoder.tokens
+        assert one == parts(vlm).encoder.tokens
         assert (
             vlm.ask('Describe the picture.', shown, n_predict=1, max_tiles=12).image_tokens
             == 13 * one
@@ -173,7 +184,7 @@ def test_an_encoder_may_prefer_fewer_tiles(monkeypatch):
 def test_pictures_of_a_grid_stand_row_by_row(models):
     """The embeddings of tiles are the rows that their markers name."""
     vlm = models['smolvlm']
-    (embedding,), _, _ = vlm.embed([picture(200, 150, 340)], vlm.config)
-    spans = vlm.family.show([embedding], [], vlm.decoder.controls)[0]
-    tiles = [s.tile for s in spans if isinstance(s, Picture)]
-    assert tiles == list(range(embedding.rows * embedding.columns + 1))
+    (image,) = embed(vlm, picture(200, 150, 340))
+    spans = family_of('smolvlm').spans(image, parts(vlm).model.controls)
+    tiles = [span.index for span in spans if isinstance(span, TileSpan)]
+    assert tiles == list(range(image.rows * image.columns + 1)) and len(tiles) > 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from core import parts
 from hobot_vlm.errors import ModelMismatch
-from hobot_vlm.llama.session import flatten
-from hobot_vlm.prompt import CHATML, ChatTemplate, ends_in_thought, PLAIN
+from hobot_vlm.prompt.template import CHATML, ChatTemplate, ends_in_thought, PLAIN
+from hobot_vlm.prompt.tokens import to_prompt
 from hobot_vlm.values import Control, Text
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,5 +122,5 @@ def test_a_template_may_open_the_reasoning():
     ).map(''.join)
 )
 def test_no_prompt_makes_a_control_token(demo, text):
-    controls = set(demo.decoder.controls.values())
-    assert not controls & set(flatten(demo.decoder, [Text(text)]).cells)
+    model = parts(demo).model
+    assert not set(model.controls.values()) & set(to_prompt(model, [Text(text)]).ids)

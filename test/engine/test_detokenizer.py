@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hobot_vlm.text import AnswerText, SentenceSplitter, Utf8Stream
+from hobot_vlm.engine.detokenizer import AnswerText, Utf8Stream
+from hobot_vlm.ros.sentences import SentenceSplitter
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from time import process_time
 
+from conftest import MODELS
+from core import parts, prompt
 from hobot_vlm import VLM
-from hobot_vlm.boxes import find, QUESTION, question
-from hobot_vlm.engine import Request
 from hobot_vlm.families import family
-from hobot_vlm.prompt import Turn
-from hobot_vlm.values import Box, Control, Picture, Text
+from hobot_vlm.families.boxes import find, QUESTION, question
+from hobot_vlm.prompt.tokens import to_prompt
+from hobot_vlm.values import Box, Control, Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-MODELS = Path(__file__).parent / 'models'
 FITS = ('fill', 'contain', 'cover', 'topleft')
 SIDE = 448
 
@@ -48,16 +47,15 @@ def test_the_question_stands_in_the_prompt_of_each_family(name):
         'llm_model_name': MODELS / name / 'decoder.gguf',
     }
     with VLM.load(**files) as vlm:
-        asked = question('dog', vlm.decoder.controls)
-        shown, *_ = vlm.embed([np.zeros((30, 40, 3), np.uint8)], vlm.config)
-        turn = Turn(*vlm.user_parts(Request(asked), shown))
-        _, spans, _ = vlm.conversation().lay_out(turn, vlm.config)
-        start = spans.index(Text(QUESTION))
-        assert spans[start : start + 4] == asked
-        assert any(isinstance(span, Picture) for span in spans[:start])
+        picture, model = np.zeros((30, 40, 3), np.uint8), parts(vlm).model
+        asked = question('dog', model.controls)
         assert isinstance(asked[1], Control if name == 'internvl' else Text)
-        reply = vlm.ask(asked, np.zeros((30, 40, 3), np.uint8), n_predict=1)
-        assert reply.completion_tokens == 1
+        ids = prompt(vlm, 'dog', picture, find=True).prompt.ids
+        whole = to_prompt(model, asked).ids
+        start = next(i for i in range(len(ids)) if ids[i : i + len(whole)] == whole)
+        assert any(i < 0 for i in ids[:start])
+        reply = vlm.ask('dog', picture, find=True, n_predict=1)
+        assert reply.completion_tokens == 1 and reply.boxes == ()
 
 
 # -- the answer -----------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""
+The inside of a model, for tests that look at what is decoded.
+
+One place that knows where ``VLM`` keeps its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hobot_vlm import VLM
+from hobot_vlm.engine.request import Request
+from hobot_vlm.llama.context import Context, Run
+from hobot_vlm.llama.kv_cache import KvCache, Slot
+from hobot_vlm.loader import Parts
+from hobot_vlm.prompt_maker import Made, PromptMaker
+from hobot_vlm.values import ImageEmbedding
+from hobot_vlm.vlm import make_request
+
+
+def parts(vlm: VLM) -> Parts:
+    """Give encoder, decoder, template and family."""
+    return vlm._parts
+
+
+def cache(vlm: VLM) -> KvCache:
+    """Give the KV cache."""
+    return vlm._cache
+
+
+def slots(vlm: VLM) -> list[Slot]:
+    """Give the slots of the KV cache, the one used last at the end."""
+    return vlm._cache._slots
+
+
+def empty(vlm: VLM) -> None:
+    """Forget all cells."""
+    vlm._engine.call(lambda: [vlm._cache.rewind(slot, 0) for slot in slots(vlm)])
+
+
+def embed(vlm: VLM, *pictures: object, **options: object) -> list[ImageEmbedding]:
+    """Give the embeddings of pictures."""
+    config = PromptMaker(vlm._parts).config_of(Request('.', options=options))
+    images = vlm._images.submit(pictures, config, 0).images.result()
+    for image in images:
+        for tile in image.tiles:
+            tile.encoded.result()
+    return images
+
+
+def prompt(vlm: VLM, question: object, pictures: object = None, **more: object) -> Made:
+    """Make the prompt of a question, with its pictures encoded."""
+    maker = PromptMaker(vlm._parts)
+    request = make_request(question, pictures, **more)
+    config = maker.config_of(request)
+    images = embed(vlm, *request.sources, **{'max_tiles': config.max_tiles, 'fit': config.fit})
+    return maker.question(request, config, images, [], drop_oldest=False)
+
+
+@contextmanager
+def batches(vlm: VLM) -> Iterator[list[list[Run]]]:
+    """Note every batch that is decoded."""
+    seen: list[list[Run]] = []
+    context = vlm._parts.context
+    run = context.run
+
+    def noting(runs: list[Run]) -> object:
+        seen.append(list(runs))
+        return run(runs)
+
+    context.run = noting
+    try:
+        yield seen
+    finally:
+        del context.run
+
+
+def sizes(seen: list[list[Run]]) -> list[int]:
+    """Count the entries of each batch."""
+    return [sum(len(run.entries) for run in runs) for runs in seen]
+
+
+__all__ = ['Context', 'batches', 'cache', 'embed', 'empty', 'parts', 'prompt', 'sizes', 'slots']

@@ -12,21 +12,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import VisionEncoder
-from .onnx_session import give_memory_back, reason
-from .openvino_session import OpenVinoSession
+from .onnx_session import reason
 from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
 from ..errors import InferenceError, ModelMismatch
+from ..machine import return_free_memory
 from ..values import ImageTiles
 
 #: Most tiles in one run. The attention of a usual encoder takes 50 MB a tile, and a CPU gains
 #: nothing from larger batches.
 MOST_TILES = 16
+
+#: Seconds; a run that takes longer also took memory that is worth giving back, which itself takes
+#: some milliseconds.
+LONG = 0.1
 
 #: SmolVLM's tile, for graphs with a picture axis that leave height and width open. The published
 #: ones do, although their position table fits this size alone.
@@ -66,13 +71,13 @@ class OnnxEncoder(VisionEncoder):
     def __init__(self, path: Path, session: Any, runtime: str) -> None:
         self.path, self.runtime = path, runtime
         self._session = session
-        self._shrink = None if isinstance(session, OpenVinoSession) else give_memory_back()
         try:
             self._pixels, self._masks = self._find_inputs()
             self.tile_size = self._pixels.format.tile_size
             self._output, self.tokens, self.n_embd = self._find_output()
             if not self.tokens or not self.n_embd:
                 self._measure()
+            return_free_memory()  # loading took twice of what is needed
         except Exception:
             self.close()
             raise
@@ -85,10 +90,13 @@ class OnnxEncoder(VisionEncoder):
         :raises InferenceError: ONNX Runtime failed, or gave something else than embeddings
         """
         check_tiles(tiles, self.tile_size)
+        began = perf_counter()
         total, most = len(tiles.pixels), self._pixels.batch or MOST_TILES
         parts = [
             self._run(tiles, start, min(start + most, total)) for start in range(0, total, most)
         ]
+        if perf_counter() - began > LONG:
+            return_free_memory()
         embeddings = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_embeddings(
             embeddings,
@@ -112,7 +120,7 @@ class OnnxEncoder(VisionEncoder):
         for mask in self._masks:
             feeds[mask.name] = np.ones(mask.shape_for(self._pixels, size), mask.dtype)
         try:
-            found = session.run([self._output], feeds, self._shrink if size > 1 else None)[0]
+            found = session.run([self._output], feeds)[0]
         except Exception as exc:  # ONNX Runtime's errors have no other base
             raise InferenceError(
                 f'the vision encoder {self.path} failed on {size} tiles: {reason(exc)}'

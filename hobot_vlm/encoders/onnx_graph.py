@@ -20,6 +20,9 @@ TYPES = {'float32': 1, 'uint8': 2, 'int8': 3, 'int32': 6, 'int64': 7, 'float16':
 #: Version of the file's format: that of ONNX 1.12, which ONNX Runtime reads since 1.12.
 IR_VERSION = 8
 
+#: bytes of a constant that may lie outside the graph; the small ones shape the graph
+LARGE = 4096
+
 #: operators of ONNX 1.12 (LayerNormalization came with it), and ONNX Runtime's own
 OPSET, CONTRIB = 17, 'com.microsoft'
 
@@ -77,12 +80,21 @@ class OnnxGraph:
         self._nodes.append(b''.join(parts))
         return outputs[0]
 
-    def model(self, metadata: dict[str, str] | None = None) -> bytes:
-        """Give the whole as the bytes of an ONNX file."""
+    def large(self) -> dict[str, npt.NDArray[Any]]:
+        """Give the constants that ``model`` can leave out."""
+        return {name: array for name, array in self.constants.items() if array.nbytes >= LARGE}
+
+    def model(self, without_large: bool = False) -> bytes:
+        """
+        Give the whole as the bytes of an ONNX file.
+
+        :param without_large: say of large constants that they lie elsewhere: whoever loads the
+            graph brings them, and no copy is made of them here
+        """
         graph = [_bytes(1, node) for node in self._nodes]
         graph.append(_text(2, 'graph'))
         for name, array in self.constants.items():
-            graph += _tensor(5, name, array)
+            graph += _tensor(5, name, array, without_large and array.nbytes >= LARGE)
         graph += [_bytes(11, value) for value in self._inputs]
         graph += [_bytes(12, value) for value in self._outputs]
         size = sum(map(len, graph))
@@ -143,10 +155,13 @@ def _attribute(name: str, value: Any) -> bytes:
     return _text(1, name) + b''.join(_number(8, item) for item in value) + _number(20, 7)
 
 
-def _tensor(field: int, name: str, array: npt.NDArray[Any]) -> list[bytes]:
+def _tensor(field: int, name: str, array: npt.NDArray[Any], elsewhere: bool) -> list[bytes]:
     """Write a TensorProto as pieces, so that large arrays are copied once."""
     head = b''.join(_number(1, size) for size in array.shape)
     head += _number(2, TYPES[array.dtype.name]) + _text(8, name)
+    if elsewhere:  # the place must be named, and is never looked at
+        head += _bytes(13, _text(1, 'location') + _text(2, 'memory')) + _number(14, 1)
+        return [_bytes(field, head)]
     head += _key(9, 2) + _varint(array.nbytes)
     data = np.ascontiguousarray(array).tobytes()
     return [_key(field, 2) + _varint(len(head) + len(data)) + head, data]

@@ -11,6 +11,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from .onnx_graph import OnnxGraph
 from .onnx_weights import outside_paths
 from ..errors import BackendMissing, ModelFileError
 
@@ -65,12 +66,12 @@ def check_onnx(path: Path) -> str:
     return cure
 
 
-def open_session(path: Path, model: bytes | None, device: str, threads: int, cure: str) -> Any:
+def open_session(path: Path, graph: OnnxGraph | None, device: str, threads: int, cure: str) -> Any:
     """
     Load a graph.
 
     :param path: the file that it is in, or that it was made from
-    :param model: the graph, where it was made from another file
+    :param graph: what was made from that file; None where it is in the file
     :param device: a name that ``providers`` gives
     :param cure: what to do about a file that cannot be loaded
     :raises BackendMissing: no ONNX Runtime, or the provider does not start
@@ -88,9 +89,20 @@ def open_session(path: Path, model: bytes | None, device: str, threads: int, cur
     settings.intra_op_num_threads = threads
     # Threads that wait for the next picture would otherwise burn the decoder's cores.
     settings.add_session_config_entry('session.force_spinning_stop', '1')
+    # Memory goes back when it is free: what is packed for the CPU is no longer needed as it was,
+    # and nobody else may use what a run took.
+    settings.add_session_config_entry('session.use_device_allocator_for_initializers', '1')
+    settings.enable_cpu_mem_arena = False
+    model: str | bytes = str(path)
+    if graph is not None:
+        large = graph.large()
+        settings.add_external_initializers(
+            list(large), [onnxruntime.OrtValue.ortvalue_from_numpy(a) for a in large.values()]
+        )
+        model = graph.model(without_large=True)
     try:
         session = onnxruntime.InferenceSession(
-            str(path) if model is None else model, settings, providers=list({wanted: 0, CPU: 0})
+            model, settings, providers=list({wanted: 0, CPU: 0})
         )
     except Exception as exc:  # ONNX Runtime's errors have no other base
         raise ModelFileError(
@@ -103,15 +115,6 @@ def open_session(path: Path, model: bytes | None, device: str, threads: int, cur
             'encoder_device auto',
         )
     return session
-
-
-def give_memory_back() -> Any:
-    """Give run options that return what a run took, for large batches on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
-    return options
 
 
 def reason(exc: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .onnx_graph import OnnxGraph
 from ..errors import BackendMissing, ModelFileError
 
 CURE = "pip install 'hobot_vlm[openvino]' (or: pip install openvino)"
@@ -59,7 +60,7 @@ class OpenVinoSession:
     :raises ModelFileError: it refuses the graph
     """
 
-    def __init__(self, path: Path, model: bytes | None, threads: int, cure: str) -> None:
+    def __init__(self, path: Path, graph: OnnxGraph | None, threads: int, cure: str) -> None:
         try:
             import openvino
         except (ImportError, OSError) as exc:
@@ -69,9 +70,9 @@ class OpenVinoSession:
             settings['INFERENCE_NUM_THREADS'] = threads
         try:
             core = openvino.Core()
-            graph = core.read_model(str(path)) if model is None else core.read_model(model, b'')
+            model = core.read_model(str(path) if graph is None else graph.model())
             # bfloat16 where the CPU multiplies it in hardware: OpenVINO chooses by itself.
-            compiled = core.compile_model(graph, 'CPU', settings)
+            compiled = core.compile_model(model, 'CPU', settings)
         except Exception as exc:  # OpenVINO's errors have no other base
             raise ModelFileError(
                 path, f'OpenVINO {openvino.__version__[:8]} cannot load it: {_reason(exc)}; {cure}'
@@ -93,7 +94,7 @@ class OpenVinoSession:
         """Give what the file says about itself; OpenVINO does not keep it."""
         return _Meta({})
 
-    def run(self, outputs: Sequence[str], feeds: dict[str, Any], _: Any = None) -> list[Any]:
+    def run(self, outputs: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
         """Run the graph."""
         self._request.infer(feeds, share_inputs=True)
         return [np.array(self._request.get_tensor(name).data) for name in outputs]

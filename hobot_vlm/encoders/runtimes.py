@@ -15,6 +15,7 @@ from pathlib import Path
 from . import EncoderOptions, mmproj_graph, onnx_session, openvino_session, VisionEncoder
 from .mmproj_file import MmprojFile
 from .onnx import OnnxEncoder
+from .onnx_graph import OnnxGraph
 from ..errors import BackendMissing, ConfigError
 
 #: name -> how to get the runtime; names of ONNX Runtime's execution providers that are not here
@@ -107,11 +108,9 @@ def named(path: Path, found: list[Candidate], unfit: dict[str, str], device: str
 
 def _for_onnx(path: Path, options: EncoderOptions) -> tuple[list[Candidate], dict[str, str]]:
     cure = onnx_session.check_onnx(path)
-    found = [
-        _onnx_runtime(path, device, partial(_no_model), options, cure) for device in _providers()
-    ]
+    found = [_onnx_runtime(path, device, _no_graph, options, cure) for device in _providers()]
     if openvino_session.installed():
-        found.append(_openvino(path, _no_model, options, cure))
+        found.append(_openvino(path, _no_graph, options, cure))
     if not found:
         raise BackendMissing(
             f'ONNX Runtime, which {path.name} needs, is not installed', CURES['cpu']
@@ -129,7 +128,7 @@ def _for_mmproj(path: Path, options: EncoderOptions) -> tuple[list[Candidate], d
         unfit = dict.fromkeys([*devices, 'cpu-int8', 'openvino'], why)
     else:
         blocks, rows, plain = (
-            partial(_write, file, form)
+            partial(mmproj_graph.build, file, form)
             for form in (mmproj_graph.BLOCKS, mmproj_graph.ROWS, mmproj_graph.PLAIN)
         )
         for device in devices:
@@ -158,7 +157,11 @@ def _providers() -> list[str]:
 
 
 def _onnx_runtime(
-    path: Path, device: str, make: Callable[[], bytes | None], options: EncoderOptions, cure: str
+    path: Path,
+    device: str,
+    make: Callable[[], OnnxGraph | None],
+    options: EncoderOptions,
+    cure: str,
 ) -> Candidate:
     provider = device.removesuffix('-int8')
     runtime = f'onnxruntime {provider.upper()}' + ', 8-bit rows' * (device != provider)
@@ -171,7 +174,7 @@ def _onnx_runtime(
 
 
 def _openvino(
-    path: Path, make: Callable[[], bytes | None], options: EncoderOptions, cure: str
+    path: Path, make: Callable[[], OnnxGraph | None], options: EncoderOptions, cure: str
 ) -> Candidate:
     def load() -> VisionEncoder:
         session = openvino_session.OpenVinoSession(path, make(), options.threads, cure)
@@ -195,12 +198,8 @@ def _libmtmd(path: Path, options: EncoderOptions) -> VisionEncoder:
     return MmprojEncoder(path, options)
 
 
-def _no_model() -> None:
+def _no_graph() -> None:
     """Say that the graph is in the file itself."""
-
-
-def _write(file: MmprojFile, form: mmproj_graph.Form) -> bytes:
-    return mmproj_graph.build(file, form).model()
 
 
 _LIBMTMD = ('llama_cpp.mtmd_cpp',)

@@ -34,6 +34,7 @@ setup(
         'huggingface_hub>=0.26',
         'jinja2>=3.0',
         'llama-cpp-python>=0.3.36',  # compiled from source; tested with 0.3.36
+        'llguidance>=1.9',
         'numpy>=1.21',
         'onnxruntime>=1.17',
         'opencv-python-headless>=4.5',
@@ -59,8 +60,10 @@ setup(
         'test': [
             'gguf',
             'hypothesis',
+            'jsonschema',
             'mypy',
             'onnx',
+            'pydantic',  # a schema may be one of its classes
             'pytest',
             'pytest-timeout',
             'ruff',

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, Field, field, fields, MISSING
 import difflib
+import json
 import math
 from numbers import Integral
 import os
@@ -110,7 +111,15 @@ class Config:
         '', 'GBNF grammar that every answer follows: text, or the path of a file', live=True
     )
     json_schema: str = option(
-        '', 'JSON schema that every answer follows: text, or the path of a file', live=True
+        '',
+        'JSON schema that every answer follows: text, the path of a file or, in Python, a dict or '
+        'pydantic class',
+        live=True,
+    )
+    regex: str = option(
+        '',
+        'regular expression that every answer matches from its first to its last character',
+        live=True,
     )
     lora: str = option('', 'LoRA adapter for the language model: .gguf')
     lora_scale: float = option(1.0, 'strength of the LoRA adapter', -100.0, 100.0)
@@ -304,6 +313,8 @@ def checked(item: Field[Any], value: Any) -> Any:
     """
     kind: type[Any] = type(default_of(item))
     name, meta = item.name, item.metadata
+    if name == 'json_schema' and not isinstance(value, (str, Path)):
+        value = _schema_text(value)
     if kind is bool:
         if isinstance(value, str) and value.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
             value = value.lower() in ('true', '1', 'yes')
@@ -336,6 +347,21 @@ def checked(item: Field[Any], value: Any) -> Any:
     if low is not None and not low <= value <= high:
         raise ConfigError(f'{name} is {value}: expected {low} to {high}', name)
     return value
+
+
+def _schema_text(value: Any) -> Any:
+    """Give a JSON schema as text: that of a pydantic model, or one of dicts; else as it is."""
+    schema_of = getattr(value, 'model_json_schema', None)
+    try:
+        if isinstance(value, type) and schema_of is not None:
+            value = schema_of()
+        return json.dumps(value) if isinstance(value, (Mapping, bool)) else value
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigError(
+            f'json_schema is no JSON schema ({str(exc)[:200]}): expected text, a dict of JSON '
+            'values, or a pydantic model class',
+            'json_schema',
+        ) from exc
 
 
 def _kind_words(kind: type) -> str:

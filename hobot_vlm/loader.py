@@ -95,7 +95,11 @@ def load(config: Config) -> Parts:
             or (CHATML if '<|im_start|>' in model.controls else PLAIN)
         )
         template = ChatTemplate(
-            source, model.controls, *model.bos_and_eos(), family.image_mark if family else ''
+            source,
+            model.controls,
+            *model.bos_and_eos(),
+            family.image_mark if family else '',
+            trusted=bool(family and family.template),
         )
         check_request(config, family)
         if encoder is not None:

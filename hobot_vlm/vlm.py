@@ -255,7 +255,13 @@ class VLM:
                 sequence.remember = partial(conversation.remember, made.turns, conversation.era)
             if request.find and images:
                 sequence.conclude = partial(maker.with_boxes, request, images[0].size)
-            sampler = Sampler(self._parts.context, config, request.logit_bias, request.logprobs)
+            sampler = Sampler(
+                self._parts.context,
+                config,
+                request.logit_bias,
+                request.logprobs,
+                made.thinking,
+            )
             self._engine.ready(sequence, made.prompt, made.thinking, sampler)
 
         return self._begin(sequence, conversation, make, job)

@@ -78,6 +78,8 @@ def test_only_the_choices_are_taken(name, choices):
 @pytest.mark.parametrize('name', OPTIONS)
 def test_another_type_is_refused(name):
     for bad in (None, [1], {'a': 1}, b'1', object()):
+        if (name, bad) == ('json_schema', {'a': 1}):
+            continue  # a schema
         with pytest.raises(ConfigError, match=name):
             NodeConfig.from_flat({name: bad})
 

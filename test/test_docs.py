@@ -208,8 +208,9 @@ def test_the_python_example_runs(name, monkeypatch, capsys):
     (example,) = blocks((ROOT / name).read_text(encoding='utf-8'), 'python')
     exec(compile(example, name, 'exec'), {})
     said = capsys.readouterr().out.splitlines()
-    assert said[-2] == 'The background is blue'
-    assert isinstance(json.loads(said[-1])['dog'], bool)
+    assert said[-3] == 'The background is blue'
+    assert isinstance(json.loads(said[-2])['dog'], bool)
+    assert re.fullmatch('[0-9]{1,2}', said[-1])
 
 
 @pytest.mark.parametrize('name', READMES)

@@ -41,7 +41,9 @@ CHINESE = {
     'repeat_penalty': '对重复 token 的惩罚；1 表示不惩罚',
     'seed': '随机选择的种子；-1 表示每次不同',
     'grammar': '每个回答都要遵守的 GBNF 语法：文本，或文件路径',
-    'json_schema': '每个回答都要遵守的 JSON Schema：文本，或文件路径',
+    'json_schema': '每个回答都要遵守的 JSON Schema：文本或文件路径；'
+    '在 Python 中也可以是 dict 或 pydantic 类',
+    'regex': '每个回答从头到尾都要匹配的正则表达式',
     'lora': '语言模型的 LoRA 适配器：.gguf',
     'lora_scale': 'LoRA 适配器的强度',
     'cache_type': 'KV 缓存的数值格式；q8_0/f16：键用 q8_0，值用 f16',

@@ -163,17 +163,22 @@ class Sequence:
 
     def sample(self, entry: int, context: Context) -> None:
         """
-        Choose the next token by the logits of an entry, and give its text to the caller.
+        Choose the next tokens by the logits of an entry, and give their text to the caller.
 
         :raises VlmError: the logits cannot be used
         """
         assert self._sampler is not None and self.slot is not None and self.prompt is not None
-        token = self._sampler.sample(entry)
+        tokens = [self._sampler.sample(entry), *self._sampler.forced()]
         self._last = perf_counter()
         if not self._first:
             self._first = self._last
             self._reused = max(0, len(self.prompt.ids) - self.decoded)
         self.status = Status.DECODE
+        for token in tokens:  # those that leave no choice come with the one that was chosen
+            if self.status is Status.DECODE:
+                self._append(token, context)
+
+    def _append(self, token: int, context: Context) -> None:
         if context.model.is_end(token):
             return self.finish('stop')
         self.tokens.append(token)

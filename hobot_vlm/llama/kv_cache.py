@@ -57,6 +57,29 @@ class Slot:
         return self.conversation is not None and self.conversation() is not None
 
 
+class _Bottom:
+    """
+    What the lowest cells hold, in order and without a hole.
+
+    It grows as long as one slot alone is written.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self._writer: Slot | None = None
+
+    def start(self, ids: Sequence[int], writer: Slot | None) -> None:
+        """Begin with what is left there; ``writer`` goes on behind it."""
+        self.ids, self._writer = list(ids), writer
+
+    def note(self, slot: Slot, ids: Sequence[int]) -> None:
+        """Take note of what was written."""
+        if slot is self._writer:
+            self.ids += ids
+        else:
+            self._writer = None
+
+
 @dataclass
 class SlotRun:
     """
@@ -86,6 +109,7 @@ class KvCache:
     def __init__(self, context: Context):
         self.context = context
         self._slots = [Slot(seq) for seq in range(MAX_SEQUENCES)]  # least recently used first
+        self._bottom = _Bottom() if context.exact else None
 
     # -- slots -------------------------------------------------------------------------------
 
@@ -97,6 +121,8 @@ class KvCache:
         :raises InferenceError: all slots are in use
         """
         slot = self.slot_of(conversation)
+        if self._bottom and slot is None and not any(other.in_use for other in self._slots):
+            slot = self._start_over(self._bottom, ids)
         if slot is None:
             slot = self._choose(ids)
             if slot.private:
@@ -136,6 +162,24 @@ class KvCache:
             for slot in free[: len(free) - IDLE_SLOTS]:
                 self.rewind(slot, 0)
         return empty or idle[0]
+
+    def _start_over(self, bottom: _Bottom, ids: Sequence[int]) -> Slot | None:
+        """
+        Keep only what is known of some ids in the lowest cells, and the slots of conversations.
+
+        Whoever begins while nothing runs then has its cells in order and without holes between
+        them, and its sums of attention are always added up alike.
+        """
+        length = common(bottom.ids, ids)
+        kept = None
+        for slot in self._slots:
+            if slot.ids and not slot.claimed:
+                if kept is None and not slot.private and common(slot.ids, ids) >= length > 0:
+                    kept = slot
+                self.rewind(slot, length if slot is kept else 0)
+        kept = kept or next((slot for slot in self._slots if not slot.ids), None)
+        bottom.start(ids[:length], kept)
+        return kept
 
     def share(self, slot: Slot, ids: Sequence[int]) -> None:
         """Let a slot start with all that any slot holds of some ids; no cell is copied."""
@@ -212,6 +256,8 @@ class KvCache:
             for run in runs:
                 if outcome is Outcome.DONE:
                     run.slot.ids += run.ids
+                    if self._bottom:
+                        self._bottom.note(run.slot, run.ids)
                 else:
                     self.rewind(run.slot, len(run.slot.ids))
         return outcome

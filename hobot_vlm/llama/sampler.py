@@ -1,52 +1,84 @@
-"""Choosing the next token: llama.cpp's chain of samplers, built from what the user chose."""
+"""
+Choosing the next token: llama.cpp's chain of samplers, built from what the user chose.
+
+A schema or a regular expression masks the logits first (``constraint.py``), a GBNF grammar is
+llama.cpp's own (``grammar.py``). Nothing here knows of requests, or of what the answer is for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-import ctypes
+import math
 import secrets
-from typing import Any
 
 from llama_cpp import llama_cpp as lib
 import numpy as np
+import numpy.typing as npt
 
+from .candidates import Candidates
+from .constraint import Constraint, open_constraint
 from .context import Context
-from .schema import grammar_of_schema
+from .grammar import Grammar
+from .model import Model
 from ..config import Config
-from ..errors import GrammarError
+from ..errors import GrammarError, InferenceError
 from ..values import TokenLogprob
 
 #: tokens of the answer that repeat_penalty looks back at; llama.cpp's own default
 PENALTY_WINDOW = 64
+#: Largest bias of a token. Logits lie within some hundreds, so that this decides in every model,
+#: and added to one it is still exact enough in float32; infinity would leave nothing to choose.
+MAX_BIAS = 1e6
+THINK_OPEN, THINK_CLOSE = '<think>', '</think>'
 
 
-def grammar_of(config: Config) -> str:
-    """
-    Give the GBNF grammar of a request; empty if it has none.
+def _bias(model: Model, logit_bias: Mapping[int, float] | None) -> dict[int, float]:
+    """Give what is added to the logit of each token."""
+    for token in logit_bias or ():
+        if not 0 <= token < model.n_vocab:
+            raise GrammarError(
+                f'logit_bias names token {token}: the vocabulary has 0 to {model.n_vocab - 1}'
+            )
+    return {
+        token: max(-MAX_BIAS, min(MAX_BIAS, bias)) for token, bias in (logit_bias or {}).items()
+    }
 
-    :raises GrammarError: both a grammar and a schema, or a schema that cannot be one
-    """
-    grammar, schema = config.grammar_text(), config.schema_text()
-    if not schema:
-        return grammar
-    if grammar:
-        raise GrammarError('grammar and json_schema are both set: give one of them')
-    return grammar_of_schema(schema)
+
+def _open(model: Model, config: Config) -> Constraint | Grammar | None:
+    """Give what the answer has to follow."""
+    texts = {
+        'grammar': config.grammar_text(),
+        'json_schema': config.schema_text(),
+        'regex': config.regex,
+    }
+    chosen = [name for name, text in texts.items() if text]
+    if len(chosen) > 1:
+        raise GrammarError(f'{" and ".join(chosen)} are both set: give one of them')
+    if not chosen:
+        return None
+    if texts['grammar']:
+        return Grammar(model, texts['grammar'])
+    return open_constraint(model, json_schema=texts['json_schema'], regex=texts['regex'])
 
 
 class Sampler:
     """
-    A chain of samplers for one answer.
+    Chooses the tokens of one answer.
 
     The order is llama.cpp's own: bias, penalties, top-k, top-p, min-p, temperature, choice.
     Penalties count the tokens of the answer only, so that a word of the question may be repeated.
-    A grammar stands apart: asking it about one token is cheap, and about all of them is not, so
-    it is asked about the chosen token first, and about all only if it refuses that one.
+    The logits of tokens that a schema or an expression does not allow are -inf before all that. A
+    grammar is asked about the chosen token first, and about all only if it refuses that one:
+    asking it about one is cheap, and about all of them is not.
 
     :param logit_bias: token id -> what is added to its logit
     :param logprobs: likeliest tokens to report for each token; 0: none are reported
-    :raises GrammarError: the grammar, or a token of ``logit_bias``, does not exist
+    :param thinking: the prompt ends within the model's reasoning. What the answer has to follow
+        is followed behind it: it is closed at once or, with ``config.thinking``, after half of
+        the tokens of the answer at the latest
+    :raises GrammarError: a schema, an expression or a grammar cannot be followed, or a token of
+        ``logit_bias`` does not exist
     """
 
     def __init__(
@@ -55,20 +87,52 @@ class Sampler:
         config: Config,
         logit_bias: Mapping[int, float] | None = None,
         logprobs: int = 0,
+        thinking: bool = False,
     ):
-        self._context = context
-        self._logprobs = logprobs
+        self._context, self._model, self._logprobs = context, context.model, logprobs
         self.reported: list[TokenLogprob] = []
+        #: tokens that come next without a choice; the constraint is behind them already
+        self._waiting: list[int] = []
         self._on_close = ExitStack()
-        self._grammar = self._open_grammar(grammar_of(config))
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         self._on_close.callback(lib.llama_sampler_free, self._chain)
-        if logit_bias:
-            self._add_bias(logit_bias)
+        try:
+            biases = _bias(self._model, logit_bias)
+            follows = _open(self._model, config)
+        except BaseException:
+            self.close()
+            raise
+        self._constraint = follows if isinstance(follows, Constraint) else None
+        self._grammar = follows if isinstance(follows, Grammar) else None
+        if self._grammar is not None:
+            self._on_close.callback(self._grammar.close)
+        #: what the reasoning ends with so far, while it lasts, and how many tokens it may have
+        self._thought: bytes | None = b''
+        self._thoughts_left = config.n_predict // 2 if config.thinking else 0
+        if follows is None or not (thinking or config.thinking):
+            self._end_thought()
+        elif not thinking:
+            self._waiting = [*self._mark(THINK_OPEN), *self._model.tokenize('\n')]
+        elif self._thoughts_left <= 0:
+            self._end_thought(close=True)
+        #: what must not end the reasoning; looked up where there is any
+        self._ends = self._end_tokens() if self._thought is not None else []
+        self._fill_chain(config, biases)
+
+    def _end_tokens(self) -> list[int]:
+        return [token for token in range(self._model.n_vocab) if self._model.is_end(token)]
+
+    def _fill_chain(self, config: Config, biases: dict[int, float]) -> None:
+        n_vocab = self._model.n_vocab
+        if biases:
+            pairs = (lib.llama_logit_bias * len(biases))()
+            for pair, (token, bias) in zip(pairs, biases.items(), strict=True):
+                pair.token, pair.bias = token, bias
+            self._add(lib.llama_sampler_init_logit_bias(n_vocab, len(pairs), pairs))
         if config.repeat_penalty != 1.0:
             self._add(
                 lib.llama_sampler_init_penalties(
-                    self._context.model.n_vocab, PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0
+                    n_vocab, PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0
                 )
             )
         if config.temperature == 0:
@@ -85,93 +149,128 @@ class Sampler:
     def _add(self, sampler: object) -> None:
         lib.llama_sampler_chain_add(self._chain, sampler)  # the chain owns it now
 
-    def _add_bias(self, logit_bias: Mapping[int, float]) -> None:
-        rows = (lib.llama_logit_bias * len(logit_bias))()
-        for row, (token, bias) in zip(rows, logit_bias.items(), strict=True):
-            if not 0 <= token < self._context.model.n_vocab:
-                self.close()
-                raise GrammarError(
-                    f'logit_bias names token {token}: the vocabulary has 0 to '
-                    f'{self._context.model.n_vocab - 1}'
-                )
-            row.token, row.bias = token, bias
-        self._add(lib.llama_sampler_init_logit_bias(self._context.model.n_vocab, len(rows), rows))
+    # -- choosing ----------------------------------------------------------------------------
 
-    def _open_grammar(self, grammar: str) -> Any:
-        if not grammar:
-            return None
-        sampler = lib.llama_sampler_init_grammar(
-            self._context.model.vocab, grammar.encode(), b'root'
-        )
-        if not sampler:
-            raise GrammarError(
-                f'llama.cpp cannot read the grammar {grammar[:200]!r}: expected '
-                'GBNF with a rule named root, without left recursion'
+    def sample(self, entry: int = -1) -> int:
+        """
+        Choose a token from the logits of an entry of the last batch, and remember it.
+
+        The logits of tokens that may not stand here become -inf in the context, too.
+
+        :raises InferenceError: the decoder gave logits that are no numbers
+        :raises GrammarError: no token of the model fits
+        """
+        logits = self._context.logits(entry)
+        if not math.isfinite(logits.max()):  # NaN, too: it is larger than any number to NumPy
+            raise InferenceError(
+                f'{self._model.path} gives logits that are not finite: the file is damaged, or '
+                'was made wrongly; fetch it again, or convert the model anew'
             )
-        self._on_close.callback(lib.llama_sampler_free, sampler)
-        return sampler
-
-    def sample(self, row: int = -1) -> int:
-        """Choose a token from the logits of a row of the last batch, and remember it."""
-        if self._grammar is None:
-            token = int(lib.llama_sampler_sample(self._chain, self._context.handle, row))
+        before = logits.copy() if self._logprobs else logits
+        if self._waiting:
+            token = self._waiting.pop(0)
+            lib.llama_sampler_accept(self._chain, token)
+        elif self._thought is not None:
+            logits[self._ends] = -np.inf  # what was asked for is still to come
+            token = self._choose(entry)
+            self._think(token)
+        elif self._grammar is not None:
+            token = self._choose_by_grammar(self._grammar, logits)
         else:
-            token = self._sample_by_grammar(row)
+            if self._constraint is not None:
+                self._constraint.mask(logits)
+            token = self._choose(entry)
+            if self._constraint is not None:
+                self._constraint.accept(token)
         if self._logprobs:
-            self._report(row, token)
+            self._report(before, token)
         return token
 
-    def _sample_by_grammar(self, row: int) -> int:
+    def forced(self) -> list[int]:
+        """
+        Give the tokens that must follow the last one; they count as chosen.
+
+        None where log probabilities are reported: each token is decoded by itself then, and
+        ``sample`` gives these tokens one by one. An end token stands last where the answer must
+        end.
+
+        :raises GrammarError: the constraint is too much work
+        """
+        if self._thought is None and self._constraint is not None and not self._constraint.ended:
+            self._waiting += self._constraint.forced()
+        if self._logprobs:
+            return []
+        tokens, self._waiting = self._waiting, []
+        for token in tokens:
+            lib.llama_sampler_accept(self._chain, token)
+        return tokens
+
+    def _choose(self, entry: int) -> int:
+        return int(lib.llama_sampler_sample(self._chain, self._context.handle, entry))
+
+    def _choose_by_grammar(self, grammar: Grammar, logits: npt.NDArray[np.float32]) -> int:
         """Let the chain choose freely; where the grammar refuses, let it filter first."""
-        everything = self._candidates(np.arange(self._context.model.n_vocab), row)
-        lib.llama_sampler_apply(self._chain, ctypes.byref(everything))
-        token = everything.data[everything.selected].id
-        alone = self._candidates(np.array([token]), row)
-        lib.llama_sampler_apply(self._grammar, ctypes.byref(alone))
-        if not np.isfinite(alone.data[0].logit):
-            everything = self._candidates(np.arange(self._context.model.n_vocab), row)
-            lib.llama_sampler_apply(self._grammar, ctypes.byref(everything))
-            lib.llama_sampler_apply(self._chain, ctypes.byref(everything))
-            token = everything.data[everything.selected].id
-        lib.llama_sampler_accept(self._grammar, token)
+        everything = Candidates(logits)
+        everything.apply(self._chain)
+        if not grammar.allows(everything.chosen):
+            everything = Candidates(logits)
+            grammar.filter(everything)
+            everything.apply(self._chain)
+        token = everything.chosen
+        grammar.accept(token)
         lib.llama_sampler_accept(self._chain, token)
-        return int(token)
+        return token
 
-    def _candidates(self, tokens: np.ndarray, row: int) -> lib.llama_token_data_array:
-        """Give tokens and their logits in llama.cpp's form."""
-        table = np.zeros(len(tokens), _CANDIDATE)
-        table['id'] = tokens
-        table['logit'] = self._context.logits(row)[tokens]
-        self._table = table  # llama.cpp works in this memory
-        return lib.llama_token_data_array(
-            data=table.ctypes.data_as(lib.llama_token_data_p),
-            size=len(table),
-            selected=-1,
-            sorted=False,
-        )
+    def _think(self, token: int) -> None:
+        """Note a token of the model's reasoning, and whether it is the last one."""
+        assert self._thought is not None
+        text = self._model.piece(token)
+        if not text:  # a control token
+            texts = (t for t, i in self._model.controls.items() if i == token)
+            text = next(texts, '').encode()
+        self._thought = self._thought[-len(THINK_CLOSE) :] + text
+        self._thoughts_left -= 1
+        if THINK_CLOSE.encode() in self._thought:
+            self._end_thought()
+        elif self._thoughts_left <= 0:
+            self._end_thought(close=True)
 
-    def _report(self, row: int, token: int) -> None:
+    def _end_thought(self, close: bool = False) -> None:
+        """Begin what is to be followed; close the reasoning first, as Qwen's models do it."""
+        self._thought = None
+        if close:
+            self._waiting += [*self._model.tokenize('\n'), *self._mark(THINK_CLOSE)]
+            self._waiting += self._model.tokenize('\n\n')
+        if self._constraint is not None:
+            self._waiting += self._constraint.forced()
+
+    def _mark(self, text: str) -> list[int]:
+        """Give a mark of reasoning: the token of that name where its text is heard, else text."""
+        token = self._model.controls.get(text)
+        if token is not None and self._model.piece(token):
+            return [token]
+        return self._model.tokenize(text)
+
+    def _report(self, logits: npt.NDArray[np.float32], token: int) -> None:
         """Note the log probability of a token, and of the likeliest ones in its place."""
-        logits = self._context.logits(row).astype(np.float64)
-        logits -= logits.max()
-        logits -= np.log(np.exp(logits).sum())
-        best = np.argsort(-logits)[: self._logprobs]
+        exact = logits.astype(np.float64)
+        exact -= exact.max()
+        exact -= np.log(np.exp(exact).sum())
+        best = np.argsort(-exact)[: self._logprobs]
 
         def text(i: int) -> str:
-            return self._context.model.piece(i).decode('utf-8', 'replace')
+            return self._model.piece(i).decode('utf-8', 'replace')
 
         self.reported.append(
             TokenLogprob(
                 text(token),
-                round(float(logits[token]), 5),
-                tuple((text(int(i)), round(float(logits[i]), 5)) for i in best),
+                round(float(exact[token]), 5),
+                tuple((text(int(i)), round(float(exact[i]), 5)) for i in best),
             )
         )
+
+    # -- the end -----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Free the samplers; twice is harmless."""
         self._on_close.close()
-
-
-#: struct llama_token_data of llama.h
-_CANDIDATE = np.dtype([('id', np.int32), ('logit', np.float32), ('p', np.float32)])

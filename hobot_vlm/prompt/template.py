@@ -9,11 +9,10 @@ itself wrote may become control tokens; what people wrote never does.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+import json
 import re
-from typing import Any
 
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
+from .rendering import Message, Renderer
 from ..errors import ModelMismatch
 from ..values import Control, Part, Span, Text
 
@@ -41,7 +40,9 @@ class ChatTemplate:
     :param source: Jinja
     :param controls: texts of the model's control tokens
     :param image_mark: what the template writes for a picture, if it wants a turn as a list of
-        parts ({'type': 'image'} and {'type': 'text'}); empty: it wants one text
+        parts ({'type': 'image'} and {'type': 'text'}); empty: it wants one text, or one part
+    :param trusted: the template comes from this package
+    :raises ModelMismatch: it cannot be read, leaves out the question, or exceeds its bounds
     """
 
     def __init__(
@@ -51,47 +52,70 @@ class ChatTemplate:
         bos: str = '',
         eos: str = '',
         image_mark: str = '',
+        trusted: bool = False,
     ):
         self._controls = controls
         self._image_mark = image_mark
-        try:
-            self._render = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)
-        except Exception as exc:  # whatever Jinja makes of an untrusted text
-            raise ModelMismatch(f'the chat template of the model cannot be read: {exc}') from exc
+        self._renderer = Renderer(source, bos, eos, trusted or source in (CHATML, PLAIN))
+        self._in_parts = bool(image_mark)
+        if not image_mark:
+            self._choose_form()
+
+    def _choose_form(self) -> None:
+        """Find out whether the template wants texts, or lists of one part, by trying both."""
+        usual = []
+        for self._in_parts in (False, True):
+            slots: list[Part] = []
+            user, system = (self._turn(role, ['.'], slots) for role in ('user', 'system'))
+            usual += [[user], [system, user], self._later(['.'], [])]
+        self._renderer.prepare(usual)
+        reasons = []
+        for self._in_parts in (False, True):
+            try:
+                self.opening('', ['.'])
+            except ModelMismatch as exc:
+                reasons.append(str(exc))
+            else:
+                return
+        raise ModelMismatch(reasons[0])
 
     def opening(self, system: str, user: Sequence[Part]) -> list[Span]:
-        """Lay out the start of a conversation up to where the answer begins."""
+        """
+        Lay out the start of a conversation up to where the answer begins.
+
+        :raises ModelMismatch: the template fails, or leaves out what was asked
+        """
         slots: list[Part] = []
         turn = self._turn('user', user, slots)
         if system:
             first = self._turn('system', [system], slots)
-            mark = len(slots) - 1
             try:
-                rendered = self._rendered([first, turn])
-            except ModelMismatch:
-                rendered = ''  # some templates refuse the role, some drop it
-            if _SLOT.format(mark) not in rendered:
+                return self._spans(self._rendered([first, turn]), slots)
+            except ModelMismatch:  # some templates refuse the role, some drop it
                 return self.opening('', [system + '\n\n', *user])
-        else:
-            rendered = self._rendered([turn])
-        return self._spans(rendered, slots)
+        return self._spans(self._rendered([turn]), slots)
 
     def following(self, user: Sequence[Part]) -> list[Span]:
-        """Lay out a later turn, from the end of the answer before it to where its own begins."""
-        slots: list[Part] = []
-        before = self._turn('user', ['.'], slots)
-        answer = self._turn('assistant', ['.'], slots)
-        mark = _SLOT.format(len(slots) - 1)
-        turn = self._turn('user', user, slots)
-        rendered = self._rendered([before, answer, turn])
-        if mark not in rendered:
-            raise ModelMismatch(
-                'the chat template of the model leaves out earlier answers, so it '
-                'is good for one question only'
-            )
-        return self._spans(rendered.partition(mark)[2], slots)
+        """
+        Lay out a later turn, from the end of the answer before it to where its own begins.
 
-    def _turn(self, role: str, parts: Sequence[Part], slots: list[Part]) -> dict[str, Any]:
+        :raises ModelMismatch: the template fails, or leaves out something
+        """
+        slots: list[Part] = []
+        messages = self._later(user, slots)
+        rendered = self._rendered(messages, messages[1:])
+        return self._spans(rendered.partition(_SLOT.format(1))[2], slots)
+
+    def _later(self, user: Sequence[Part], slots: list[Part]) -> list[Message]:
+        """Make the messages of a later turn; slot 1 is the answer before it."""
+        turns: tuple[tuple[str, Sequence[Part]], ...] = (
+            ('user', ['.']),
+            ('assistant', ['.']),
+            ('user', user),
+        )
+        return [self._turn(role, parts, slots) for role, parts in turns]
+
+    def _turn(self, role: str, parts: Sequence[Part], slots: list[Part]) -> Message:
         """Make one message of slots; neighbouring texts share one."""
         content: list[dict[str, str]] = []
         for part in parts:
@@ -103,13 +127,19 @@ class ChatTemplate:
             content.append({'type': 'text' if isinstance(part, str) else 'image', 'text': slot})
         if self._image_mark:
             return {'role': role, 'content': content}
-        return {'role': role, 'content': ''.join(item['text'] for item in content)}
+        text = ''.join(item['text'] for item in content)
+        return {
+            'role': role,
+            'content': [{'type': 'text', 'text': text}] if self._in_parts else text,
+        }
 
-    def _rendered(self, messages: list[dict[str, Any]]) -> str:
-        try:
-            rendered = str(self._render(messages=messages).prompt)  # type: ignore[arg-type]
-        except Exception as exc:  # whatever an untrusted program does
-            raise ModelMismatch(f'the chat template of the model fails: {exc}') from exc
+    def _rendered(self, messages: list[Message], needed: list[Message] | None = None) -> str:
+        """
+        Give what the template writes.
+
+        :param needed: messages whose slots must be in it; left out: all
+        """
+        rendered = self._renderer.render(messages)
         if self._image_mark:  # the k-th mark stands for the k-th picture
             pictures = [
                 item['text']
@@ -126,7 +156,24 @@ class ChatTemplate:
             rendered = pieces[0] + ''.join(
                 p + t for p, t in zip(pictures, pieces[1:], strict=True)
             )
+        for message in messages if needed is None else needed:
+            self._check(message, rendered)
         return rendered
+
+    @staticmethod
+    def _check(message: Message, rendered: str) -> None:
+        """Check that what a message holds is in what the template wrote, once and in order."""
+        given = _SLOT_PATTERN.findall(json.dumps(message, ensure_ascii=False))
+        written = [slot for slot in _SLOT_PATTERN.findall(rendered) if slot in given]
+        if written != given:
+            did = 'leaves out' if len(written) < len(given) else 'repeats or reorders'
+            what = {
+                'system': 'the system prompt',
+                'assistant': 'earlier answers, so it is good for one question only',
+            }.get(message['role'], 'the question, or a part of it')
+            raise ModelMismatch(
+                f'the chat template of the model {did} {what}: use another GGUF file of the model'
+            )
 
     def _spans(self, rendered: str, slots: Sequence[Part]) -> list[Span]:
         spans: list[Span] = []

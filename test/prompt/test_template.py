@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from conftest import MODELS
 from core import parts
 from hobot_vlm.errors import ModelMismatch
+from hobot_vlm.llama.model import Model
 from hobot_vlm.prompt.template import CHATML, ChatTemplate, ends_in_thought, PLAIN
 from hobot_vlm.prompt.tokens import to_prompt
 from hobot_vlm.values import Control, Text
@@ -17,6 +19,13 @@ LISTS = (
     "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
     '<|im_end|>{% endfor %}'
 )
+
+
+@pytest.fixture(scope='module')
+def smolvlm():
+    model = Model(MODELS / 'smolvlm' / 'decoder.gguf')
+    yield model
+    model.close()
 
 
 def written(spans):
@@ -95,6 +104,80 @@ def test_a_template_that_forgets_answers_serves_one_question():
     assert written(chat.opening('', ['Hello'])) == 'Hello'
     with pytest.raises(ModelMismatch, match='one question'):
         chat.following(['Again'])
+
+
+FORGETS = "{% for m in messages %}{{ m['role'] }}: "
+LIST_OF_PARTS = FORGETS + "{% for p in m['content'] %}{{ p['text'] }}{% endfor %};{% endfor %}"
+
+
+def test_a_template_gets_the_form_that_it_wants():
+    for source in (LIST_OF_PARTS, FORGETS + "{{ m['content'][0]['text'] }};{% endfor %}"):
+        chat = ChatTemplate(source, CONTROLS)
+        assert written(chat.opening('Be short.', ['a', 'b'])) == 'system: Be short.;user: ab;'
+        assert written(chat.following(['c'])) == ';user: c;'
+
+
+def test_the_decoder_of_smolvlm_reads_questions_without_its_encoder(smolvlm):
+    chat = ChatTemplate(smolvlm.chat_template(), smolvlm.controls, *smolvlm.bos_and_eos())
+    assert 'User: What is it?«<end_of_utterance>»' in written(chat.opening('', ['What is it?']))
+
+
+@pytest.mark.parametrize(
+    ('source', 'match'),
+    [
+        ('Hello', 'leaves out the question'),
+        ("{{ messages[0]['content'][:2] }}", 'leaves out the question'),
+        (FORGETS + "{{ m['content'] | tojson(ensure_ascii=True) }}{% endfor %}", 'leaves out'),
+        (FORGETS + "{{ m['content'] }}{{ m['content'] }}{% endfor %}", 'repeats'),
+        (FORGETS + "{{ m['content'] | reverse }}{% endfor %}", 'leaves out'),
+    ],
+)
+def test_a_template_that_loses_a_question_is_refused(source, match):
+    with pytest.raises(ModelMismatch, match=match):
+        ChatTemplate(source, CONTROLS)
+
+
+def test_a_template_that_loses_a_picture_is_refused():
+    source = LIST_OF_PARTS.replace("{{ p['text'] }}", "{{ p['text'] if loop.first }}")
+    chat = ChatTemplate(source.replace("p['text']", "m['content'][0]['text']"), CONTROLS)
+    pictures = [[Control('<think>')], 'one', [Control('<think>')]]
+    assert written(chat.opening('', pictures)) == 'user: «<think>»one«<think>»;'
+    first = ChatTemplate("{{ messages[0]['content'].split('\ue001')[0] }}\ue001", CONTROLS)
+    with pytest.raises(ModelMismatch, match='leaves out'):
+        first.opening('', pictures)
+
+
+TEXT = "{{ messages[0]['content'] }}"
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        '{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}' + TEXT,
+        "{{ '%9999999999d' % 1 }}" + TEXT,
+        "{{ '{:9999999999}'.format(1) }}" + TEXT,
+        "{{ 'x' * 10 ** 10 }}" + TEXT,
+        "{{ 'x' | center(9999999999) }}" + TEXT,
+        "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}"
+        '{% endfor %}{{ n.s }}' + TEXT,
+        '{% for i in range(99999) %}a lot of text{% endfor %}' + TEXT,
+        '{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}' + TEXT,
+        '{{ lipsum(99999) }}' + TEXT,
+        '{{ 9 ** (9 ** 9) }}' + TEXT,
+        '(' * 5000 + '{{ ' + '(' * 5000,
+        '{% if messages | length > 1 %}{% for a in range(99999) %}{% for b in range(99999) %}'
+        '{% endfor %}{% endfor %}{% endif %}' + TEXT,
+    ],
+)
+def test_a_template_that_would_take_all_time_or_memory_is_refused(source):
+    with pytest.raises(ModelMismatch, match='chat template') as caught:
+        ChatTemplate(source, CONTROLS)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_template_may_write_the_date():
+    source = "{{ strftime_now('%Y') }}" + TEXT
+    assert written(ChatTemplate(source, CONTROLS).opening('', ['?']))[:2] == '20'
 
 
 def test_a_template_may_open_the_reasoning():

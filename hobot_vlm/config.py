@@ -88,6 +88,11 @@ class Config:
     n_gpu_layers: int = option(0, 'layers of the language model on the GPU; -1: all', -1, 1000)
     llm_threads: int = option(0, 'threads of the language model; 0: one per core', 0, 512)
     encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)
+    encoder_device: str = option(
+        'auto',
+        'what runs the vision encoder: cpu, cpu-int8, openvino, libmtmd, bpu, or a provider of '
+        'ONNX Runtime such as cuda; auto: the fastest, measured at the first load of a file',
+    )
     bpu_priority: int = option(0, 'scheduling priority of the BPU encoder', 0, 255)
     bpu_cores: str = option('', 'BPU cores of the encoder, as in 0 or 0,1; empty: any')
     temperature: float = option(

@@ -64,9 +64,10 @@ class Frame:
     duration: float
 
 
-def is_video(path: str | Path) -> bool:
-    """Tell by its name whether a file is a video."""
-    return Path(path).suffix.lower() in SUFFIXES
+def is_video(source: object) -> bool:
+    """Tell by its name whether a picture source is a video."""
+    named = isinstance(source, (str, os.PathLike)) and len(os.fspath(source)) < 4096
+    return named and Path(os.fspath(source)).suffix.lower() in SUFFIXES
 
 
 def moments(total: int, frames: int) -> list[int]:

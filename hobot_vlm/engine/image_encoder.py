@@ -12,8 +12,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 import hashlib
+import os
 import threading
 from time import perf_counter
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -150,10 +152,10 @@ class ImageEncoder:
         return job.abandoned or self._closed
 
     def _prepare_video(
-        self, source: Video | str, job: ImageJob, config: Config, priority: int
+        self, source: Any, job: ImageJob, config: Config, priority: int
     ) -> list[ImageEmbedding]:
         """Take frames from a video; each is one tile, as all families have it."""
-        video = source if isinstance(source, Video) else Video(str(source))
+        video = source if isinstance(source, Video) else Video(os.fsdecode(source))
         one_tile = replace(config, max_tiles=1)
         frames = read_frames(
             video.path,

@@ -66,8 +66,9 @@ class Frame:
 
 def is_video(source: object) -> bool:
     """Tell by its name whether a picture source is a video."""
-    named = isinstance(source, (str, os.PathLike)) and len(os.fspath(source)) < 4096
-    return named and Path(os.fspath(source)).suffix.lower() in SUFFIXES
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    return os.path.splitext(os.fsdecode(source))[1].lower() in SUFFIXES
 
 
 def moments(total: int, frames: int) -> list[int]:

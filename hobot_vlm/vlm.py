@@ -17,7 +17,7 @@ import threading
 from typing import Any, TYPE_CHECKING
 
 from . import catalogue, conversation_file, loader, many
-from .catalogue import Model, user_file
+from .catalogue import find, machine, Model, user_file
 from .config import Config
 from .conversation import Conversation
 from .engine.engine import Engine
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from .option_types import AskOptions, LoadOptions
 
-__all__ = ['Camera', 'make_request', 'Model', 'read_image', 'user_file', 'VLM']
+__all__ = ['Camera', 'find', 'machine', 'make_request', 'Model', 'read_image', 'user_file', 'VLM']
 
 logger = logging.getLogger('hobot_vlm')
 

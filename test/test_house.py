@@ -1,4 +1,4 @@
-"""The rules of the house: who may import what, who decodes, what is private, how long files are."""
+"""The rules of the house: who imports what, who decodes, what is private, how long files are."""
 
 from __future__ import annotations
 

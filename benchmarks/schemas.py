@@ -18,6 +18,8 @@ SCHEMAS = 500
 DECODED = 6
 #: tokens of a decoded answer at most
 LONGEST = 160
+#: a form that leaves every token free
+TEXT = '{"type": "string", "minLength": 900}'
 
 
 def random_schema(rng: np.random.Generator, free: int) -> dict[str, Any]:

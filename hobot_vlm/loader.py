@@ -79,7 +79,7 @@ def load(config: Config) -> Parts:
         # 2. language
         if config.n_gpu_layers and not offloads():
             logger.warning(
-                'n_gpu_layers is %d and has no effect: this llama-cpp-python is for the CPU alone. '
+                'n_gpu_layers is %d and has no effect: this llama-cpp-python is for the CPU. '
                 'For CUDA: CMAKE_ARGS=-DGGML_CUDA=on pip install --no-cache-dir --force-reinstall '
                 'llama-cpp-python; -DGGML_VULKAN=on and -DGGML_METAL=on for others',
                 config.n_gpu_layers,

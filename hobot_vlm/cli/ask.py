@@ -13,17 +13,8 @@ import sys
 from typing import Any, TYPE_CHECKING
 
 from . import files, options
-from .terminal import (
-    beside,
-    complain,
-    EXIT_ERROR,
-    EXIT_INTERRUPTED,
-    leave,
-    Lines,
-    on_ctrl_c,
-    say,
-    Waiting,
-)
+from .interrupt import EXIT_INTERRUPTED, leave, OnCtrlC
+from .terminal import beside, complain, EXIT_ERROR, Lines, say, Waiting
 from ..config import Config
 from ..errors import ConfigError
 
@@ -237,7 +228,7 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
     terminal = sys.stdout.isatty()
     lines = Lines()
     begun = False
-    with on_ctrl_c(stop), Waiting('looking at the picture' if pictures else '') as waiting:
+    with OnCtrlC(stop), Waiting('looking at the picture' if pictures else '') as waiting:
         try:
             for chunk in stream:
                 if chunk.thinking:

@@ -56,6 +56,9 @@ class VisionEncoder(ABC):
         :raises InferenceError: the runtime failed
         """
 
+    def stop(self) -> None:  # noqa: B027  # not every runtime can
+        """End a run that is on its way, from any thread, where the runtime can be stopped."""
+
     @abstractmethod
     def close(self) -> None:
         """Free what the encoder holds; twice is harmless."""

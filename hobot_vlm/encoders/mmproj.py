@@ -207,6 +207,7 @@ class _Facts:
         sizes = {'v.patch_embd.weight': width * 3 * patch**2}
         for i in range(self._number('clip.vision.block_count')):
             block = f'v.blk.{i}.'
+            self._shape(f'{block}ln1.weight')  # a file may claim to have billions of blocks
             sizes.update(
                 {
                     f'{block}ln1.weight': width,

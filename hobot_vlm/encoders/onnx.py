@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import math
 from pathlib import Path
 import re
+import threading
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import EncoderOptions, VisionEncoder
-from .onnx_weights import outside_paths
+from .onnx_weights import external_paths, outside_paths
 from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
 from ..values import ImageTiles
@@ -47,6 +48,10 @@ MASK_TYPES: dict[str, np.dtype[Any]] = {
 OUTPUT_TYPES = ('tensor(float)', 'tensor(float16)')
 OUTPUT_NAMES = ('image_features', 'image_embeds', 'embeddings')
 
+#: Seconds in which a tile must be done: some, and more with the weights that it passes. An encoder
+#: of 1.2 GB takes 35 s a tile on the slowest board, a tenth of what it gets.
+RUN_SECONDS, RUN_SECONDS_PER_BYTE = 10.0, 250e-9
+
 Axis = Any  # what ONNX Runtime says of an axis: its size, its name, or None
 
 
@@ -62,7 +67,10 @@ class OnnxEncoder(VisionEncoder):
 
     def __init__(self, path: str | Path, options: EncoderOptions) -> None:
         self.path = Path(path)
-        self._session, self._shrink = _open(self.path, options)
+        self._session = _open(self.path, options)
+        self._seconds = RUN_SECONDS + RUN_SECONDS_PER_BYTE * weight_bytes(self.path)
+        self._running: Any = None
+        self._stopped = False
         try:
             self._pixels, self._masks = self._find_inputs()
             self.tile_size = self._pixels.format.tile_size
@@ -93,6 +101,12 @@ class OnnxEncoder(VisionEncoder):
         )
         return embeddings
 
+    def stop(self) -> None:
+        """End a run that is on its way, from any thread; it raises InferenceError."""
+        self._stopped = True
+        if (running := self._running) is not None:
+            running.terminate = True
+
     def close(self) -> None:
         """Free the session; twice is harmless."""
         self._session = None
@@ -107,12 +121,25 @@ class OnnxEncoder(VisionEncoder):
         feeds = {self._pixels.name: batch.reshape(self._pixels.lead(size) + batch.shape[1:])}
         for mask in self._masks:
             feeds[mask.name] = np.ones(mask.shape_for(self._pixels, size), mask.dtype)
+        limit = self._seconds * size
+        options = self._running = _run_options(size > 1)
+        clock = threading.Timer(limit, setattr, (options, 'terminate', True))
+        clock.daemon = True
+        clock.start()
         try:
-            found = session.run([self._output], feeds, self._shrink if size > 1 else None)[0]
+            found = session.run([self._output], feeds, options)[0]
         except Exception as exc:  # ONNX Runtime's errors have no other base
-            raise InferenceError(
-                f'the vision encoder {self.path} failed on {size} tiles: {_reason(exc)}'
-            ) from exc
+            reason = f'failed on {size} tiles: {_reason(exc)}'
+            if options.terminate:
+                reason = (
+                    'was stopped'
+                    if self._stopped
+                    else f'had not ended after {limit:.0f} s on {size} tiles: export it again'
+                )
+            raise InferenceError(f'the vision encoder {self.path} {reason}') from exc
+        finally:
+            clock.cancel()
+            self._running, self._stopped = None, False
         shape = found.shape
         tokens = shape[-2] if len(shape) > 1 else 0
         if not (
@@ -274,12 +301,24 @@ class _Mask:
         )
 
 
-def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
-    """
-    Load a graph.
+def weight_bytes(path: Path) -> int:
+    """Give the size of an ONNX file and of the weights beside it."""
+    files = (path, *(path.parent / name for name in external_paths(path)))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
-    :return: the session, and run options that give a batch's memory back
-    """
+
+def _run_options(shrink: bool) -> Any:
+    """Make the options of one run; ``shrink`` gives the memory of a batch back."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    if shrink:
+        options.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
+    return options
+
+
+def _open(path: Path, options: EncoderOptions) -> Any:
+    """Load a graph."""
     try:
         import onnxruntime
     except ImportError as exc:
@@ -309,8 +348,6 @@ def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
     settings.intra_op_num_threads = options.threads
     # Threads that wait for the next picture would otherwise burn the decoder's cores.
     settings.add_session_config_entry('session.force_spinning_stop', '1')
-    shrink = onnxruntime.RunOptions()
-    shrink.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
     try:
         session = onnxruntime.InferenceSession(
             str(path), settings, providers=['CPUExecutionProvider']
@@ -319,7 +356,7 @@ def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
         raise ModelFileError(
             path, f'ONNX Runtime {onnxruntime.__version__} cannot load it: {_reason(exc)}; {cure}'
         ) from exc
-    return session, shrink
+    return session
 
 
 def _reason(exc: Exception) -> str:

@@ -367,12 +367,12 @@ def read_image(source: ImageSource) -> Pixels:
 
 def read_video(path: str | Path, frames: int) -> list[Pixels]:
     """
-    Take frames from a video, spread evenly, as RGB uint8 (height, width, 3).
+    Choose frames of a video, spread evenly: RGB uint8 (height, width, 3).
 
     :raises PictureError: it cannot be read
     :raises BackendMissing: OpenCV is not installed
     """
-    return read_frames(path, frames)
+    return [frame.rgb for frame in read_frames(path, frames)]
 
 
 def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:

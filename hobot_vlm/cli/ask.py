@@ -165,10 +165,13 @@ class Pictures:
         Show files; a video is several pictures with labels.
 
         :param now: read them, so that a wrong name is heard of at once
+        :raises ConfigError: there is a camera to show, too
         :raises PictureError: a file cannot be read
         """
         if not paths:
             return
+        if self.live and not now:
+            raise ConfigError('--camera and files are given: choose one')
         videos = [path.lower().endswith(files.VIDEOS) for path in paths]
         if not any(videos) and not now:
             self._shown = {'images': list(paths)}
@@ -194,9 +197,10 @@ class Pictures:
 
         :raises PictureError: the camera gives no picture
         """
-        if self._camera is not None:
-            return {'images': self._camera.frame()}
-        return self._shown
+        if self._camera is None:
+            return self._shown
+        shown, self._shown = self._shown, {}  # files are shown once, and then the camera again
+        return shown or {'images': self._camera.frame()}
 
     @property
     def live(self) -> bool:

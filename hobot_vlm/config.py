@@ -16,13 +16,18 @@ import math
 from numbers import Integral
 import os
 from pathlib import Path
+import reprlib
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .parameter_file import read_parameter_file
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
 
 C = TypeVar('C', bound='Config')
+
+quote = reprlib.Repr()  # a message is not to carry all that somebody gave
+quote.maxlevel, quote.maxstring = 2, 100
 
 
 def option(
@@ -84,6 +89,11 @@ class Config:
     n_gpu_layers: int = option(0, 'layers of the language model on the GPU; -1: all', -1, 1000)
     llm_threads: int = option(0, 'threads of the language model; 0: one per core', 0, 512)
     encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)
+    encoder_device: str = option(
+        'auto',
+        'what runs the vision encoder: cpu, cpu-int8, openvino, libmtmd, bpu, or a provider of '
+        'ONNX Runtime such as cuda; auto: the fastest, measured at the first load of a file',
+    )
     bpu_priority: int = option(0, 'scheduling priority of the BPU encoder', 0, 255)
     bpu_cores: str = option('', 'BPU cores of the encoder, as in 0 or 0,1; empty: any')
     temperature: float = option(
@@ -219,9 +229,11 @@ class NodeConfig(Config):
     is_shared_mem_sub: int = option(
         0, '1: subscribe to hbm_img_msgs on /hbmem_img', choices=(0, 1)
     )
-    user_prompt: str = option('', 'question of feed_type 0, and of trigger image', live=True)
+    user_prompt: str = option(
+        '', 'question of feed_type 0 and of trigger image; else asked once, first', live=True
+    )
     cute_words: str = option(
-        '', 'phrases with ; between them, one of which is spoken before an answer', live=True
+        '', 'phrases with ; between: one before an answer, or with feed_type 2 at first', live=True
     )
     pre_infer: int = option(
         0,
@@ -236,7 +248,7 @@ class NodeConfig(Config):
     )
     ros_string_sub_topic_name: str = option('/prompt_text', 'topic of the prompts')
     image_transport: str = option(
-        'raw', 'kind of the image messages', choices=('raw', 'compressed')
+        'auto', 'kind of image messages; auto: as published', choices=('auto', 'raw', 'compressed')
     )
     image_qos: str = option(
         'auto',
@@ -335,17 +347,17 @@ def checked(item: Field[Any], value: Any) -> Any:
     elif kind is str and isinstance(value, Path):
         value = str(value)
     if type(value) is not kind:
-        raise ConfigError(f'{name} is {value!r}: expected {_kind_words(kind)}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected {_kind_words(kind)}', name)
     if kind is str and '\0' in value:
         raise ConfigError(f'{name} holds a zero byte: expected text', name)
     if kind is float and not math.isfinite(value):
         raise ConfigError(f'{name} is {value}: expected a finite number', name)
     if meta['choices'] and value not in meta['choices']:
         allowed = ', '.join(repr(c) for c in meta['choices'])
-        raise ConfigError(f'{name} is {value!r}: expected one of {allowed}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected one of {allowed}', name)
     low, high = meta['low'], meta['high']
     if low is not None and not low <= value <= high:
-        raise ConfigError(f'{name} is {value}: expected {low} to {high}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected {low} to {high}', name)
     return value
 
 
@@ -366,28 +378,6 @@ def _schema_text(value: Any) -> Any:
 
 def _kind_words(kind: type) -> str:
     return {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}[kind]
-
-
-def read_parameter_file(path: str | Path) -> dict[str, Any]:
-    """
-    Read the parameters of a ROS YAML file: ``NODE: {ros__parameters: {name: value}}``.
-
-    :raises ConfigError: unreadable, or of another layout
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as exc:  # ValueError: no UTF-8, odd dates
-        raise ConfigError(f'cannot read the parameter file {path}: {exc}') from exc
-    values: dict[str, Any] = {}
-    if not isinstance(content, dict):
-        raise ConfigError(f'{path}: expected `/**:` with `ros__parameters:` below it')
-    for node, body in content.items():
-        if not isinstance(body, dict) or not isinstance(body.get('ros__parameters'), dict):
-            raise ConfigError(f'{path}: expected `ros__parameters:` below {node!r}')
-        values.update(body['ros__parameters'])
-    return values
 
 
 def default_of(item: Field[Any]) -> Any:

@@ -31,6 +31,18 @@ def memory_bytes() -> tuple[int, int]:
     return whole, free
 
 
+def return_free_memory() -> None:
+    """
+    Give memory that was freed back to the system.
+
+    glibc keeps it for the next request, and after a run of a large model that is a lot. Takes
+    some milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:  # only glibc has it
+        trim(0)
+
+
 def share_one_heap() -> None:
     """
     Let all threads allocate from one heap; best called before there are any.

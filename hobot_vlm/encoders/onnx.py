@@ -1,5 +1,5 @@
 """
-Vision encoders as ONNX files, run by ONNX Runtime on the CPU.
+Vision encoders as ONNX graphs, whichever runtime they are loaded in.
 
 What goes in and comes out is read from the graph: own exports (one input of pixels) and the
 published SmolVLM2 encoders (a leading picture axis and a mask) need no configuration. The file is
@@ -12,22 +12,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from pathlib import Path
-import re
 import threading
+from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import EncoderOptions, VisionEncoder
-from .onnx_weights import external_paths, outside_paths
+from . import VisionEncoder
+from .onnx_session import reason
+from .onnx_weights import external_paths
 from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
-from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
+from ..errors import InferenceError, ModelMismatch
+from ..machine import return_free_memory
 from ..values import ImageTiles
 
 #: Most tiles in one run. The attention of a usual encoder takes 50 MB a tile, and a CPU gains
 #: nothing from larger batches.
 MOST_TILES = 16
+
+#: Seconds; a run that takes longer also took memory that is worth giving back, which itself takes
+#: some milliseconds.
+LONG = 0.1
 
 #: SmolVLM's tile, for graphs with a picture axis that leave height and width open. The published
 #: ones do, although their position table fits this size alone.
@@ -63,12 +70,15 @@ class OnnxEncoder(VisionEncoder):
     (tiles, 3, side, side), (tiles, side, side, 3) or (batch, images, 3, side, side); masks, which
     are filled with ones; embeddings as float32 or float16 in (tiles, tokens, n_embd),
     (tokens, n_embd) of one tile, or (batch, images, tokens, n_embd).
+
+    :param path: the file that the graph is in, or was made from
+    :param session: the loaded graph: of ONNX Runtime, or with its face
     """
 
-    def __init__(self, path: str | Path, options: EncoderOptions) -> None:
-        self.path = Path(path)
-        self._session = _open(self.path, options)
-        self._seconds = RUN_SECONDS + RUN_SECONDS_PER_BYTE * weight_bytes(self.path)
+    def __init__(self, path: Path, session: Any, runtime: str) -> None:
+        self.path, self.runtime = path, runtime
+        self._session = session
+        self._seconds = RUN_SECONDS + RUN_SECONDS_PER_BYTE * weight_bytes(path)
         self._running: Any = None
         self._stopped = False
         try:
@@ -77,6 +87,7 @@ class OnnxEncoder(VisionEncoder):
             self._output, self.tokens, self.n_embd = self._find_output()
             if not self.tokens or not self.n_embd:
                 self._measure()
+            return_free_memory()  # loading took twice of what is needed
         except Exception:
             self.close()
             raise
@@ -89,10 +100,13 @@ class OnnxEncoder(VisionEncoder):
         :raises InferenceError: ONNX Runtime failed, or gave something else than embeddings
         """
         check_tiles(tiles, self.tile_size)
+        began = perf_counter()
         total, most = len(tiles.pixels), self._pixels.batch or MOST_TILES
         parts = [
             self._run(tiles, start, min(start + most, total)) for start in range(0, total, most)
         ]
+        if perf_counter() - began > LONG:
+            return_free_memory()
         embeddings = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_embeddings(
             embeddings,
@@ -122,21 +136,21 @@ class OnnxEncoder(VisionEncoder):
         for mask in self._masks:
             feeds[mask.name] = np.ones(mask.shape_for(self._pixels, size), mask.dtype)
         limit = self._seconds * size
-        options = self._running = _run_options(size > 1)
+        options = self._running = _run_options()
         clock = threading.Timer(limit, setattr, (options, 'terminate', True))
         clock.daemon = True
         clock.start()
         try:
             found = session.run([self._output], feeds, options)[0]
         except Exception as exc:  # ONNX Runtime's errors have no other base
-            reason = f'failed on {size} tiles: {_reason(exc)}'
+            why = f'failed on {size} tiles: {reason(exc)}'
             if options.terminate:
-                reason = (
+                why = (
                     'was stopped'
                     if self._stopped
                     else f'had not ended after {limit:.0f} s on {size} tiles: export it again'
                 )
-            raise InferenceError(f'the vision encoder {self.path} {reason}') from exc
+            raise InferenceError(f'the vision encoder {self.path} {why}') from exc
         finally:
             clock.cancel()
             self._running, self._stopped = None, False
@@ -302,67 +316,19 @@ class _Mask:
 
 
 def weight_bytes(path: Path) -> int:
-    """Give the size of an ONNX file and of the weights beside it."""
-    files = (path, *(path.parent / name for name in external_paths(path)))
+    """Give the size of a file and, for ONNX, of the weights beside it."""
+    outside = external_paths(path) if path.suffix == '.onnx' else []
+    files = (path, *(path.parent / name for name in outside))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _run_options(shrink: bool) -> Any:
-    """Make the options of one run; ``shrink`` gives the memory of a batch back."""
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    if shrink:
-        options.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
-    return options
-
-
-def _open(path: Path, options: EncoderOptions) -> Any:
-    """Load a graph."""
+def _run_options() -> Any:
+    """Make what ends one run when its ``terminate`` is set."""
     try:
         import onnxruntime
-    except ImportError as exc:
-        raise BackendMissing(
-            f'ONNX Runtime, which {path.name} needs, is not installed', 'pip install onnxruntime'
-        ) from exc
-    if not path.is_file():
-        raise ModelFileError(path, 'there is no such file; expected a vision encoder (.onnx)')
-    # 1) nothing is opened that the user did not point to
-    cure = (
-        f'expected a whole ONNX file (this one has {path.stat().st_size} bytes), its external '
-        'data beside it, and operators that ONNX Runtime knows: fetch or export it again'
-    )
-    try:
-        outside = outside_paths(path)
-    except OSError as exc:
-        raise ModelFileError(path, f'it cannot be read: {exc.strerror}; {cure}') from exc
-    except ValueError as exc:
-        raise ModelFileError(path, f'it is not an ONNX file, or was cut short; {cure}') from exc
-    if outside:
-        raise ModelFileError(
-            path, f'its weights lie outside its folder, in {outside[0]!r}; {cure}'
-        )
-    # 2) the graph
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # whatever it would print, it also raises
-    settings.intra_op_num_threads = options.threads
-    # Threads that wait for the next picture would otherwise burn the decoder's cores.
-    settings.add_session_config_entry('session.force_spinning_stop', '1')
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), settings, providers=['CPUExecutionProvider']
-        )
-    except Exception as exc:  # ONNX Runtime's errors have no other base
-        raise ModelFileError(
-            path, f'ONNX Runtime {onnxruntime.__version__} cannot load it: {_reason(exc)}; {cure}'
-        ) from exc
-    return session
-
-
-def _reason(exc: Exception) -> str:
-    """Give the first line of what ONNX Runtime says, without its error codes."""
-    first = (str(exc).splitlines() or [type(exc).__name__])[0]
-    return re.sub(r'^(.* : )?(Load model from .* failed: ?)?', '', first).strip().rstrip('.')
+    except ImportError:  # OpenVINO alone
+        return SimpleNamespace(terminate=False)
+    return onnxruntime.RunOptions()
 
 
 def _describe(entries: Sequence[Any]) -> str:

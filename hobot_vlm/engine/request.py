@@ -68,7 +68,9 @@ class Request:
                 raise PromptError('pictures stand both in the messages and in images: give one')
             object.__setattr__(self, 'messages', messages)
             object.__setattr__(self, 'images', images or self.images)
-        elif not isinstance(self.prompt, (str, list, tuple)) or not len(self.prompt):
+        elif not isinstance(self.prompt, str) and not (
+            isinstance(self.prompt, (list, tuple)) and self.prompt
+        ):
             raise PromptError(
                 f'the prompt is of type {type(self.prompt).__name__}: expected text, or messages'
             )

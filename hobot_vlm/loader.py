@@ -95,7 +95,12 @@ def load(config: Config) -> Parts:
             check_pair(model, files.encoder)
             encoder = open_encoder(
                 files.encoder,
-                EncoderOptions(config.encoder_threads, config.bpu_priority, config.cores()),
+                EncoderOptions(
+                    config.encoder_threads,
+                    config.bpu_priority,
+                    config.cores(),
+                    config.encoder_device,
+                ),
             )
             undo.callback(encoder.close)
             model.check_embedding_width(encoder.n_embd, files.encoder)

@@ -238,8 +238,11 @@ def _user_turn(
     images: Sequence[ImageEmbedding],
 ) -> Turn:
     texts = [i for i, part in enumerate(message.parts) if isinstance(part, str)]
-    shown = [i for i, part in enumerate(message.parts) if isinstance(part, int)]
-    between = [i for i in shown if texts and texts[0] < i < texts[-1]]
+    between = [
+        i
+        for i, part in enumerate(message.parts)
+        if isinstance(part, int) and texts and texts[0] < i < texts[-1]
+    ]
     if family is None or not between:
         text = ''.join(part for part in message.parts if isinstance(part, str))
         chosen = [images[part] for part in message.parts if isinstance(part, int)]

@@ -14,7 +14,7 @@ setup(
     maintainer_email='hobot_vlm@users.noreply.github.com',
     python_requires='>=3.10',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
-    package_data={package_name: ['py.typed', 'catalogue.yaml', 'demo/*']},
+    package_data={package_name: ['py.typed', 'catalogue.yaml', 'demo/*', 'server/page/*']},
     # ROS looks for these below share/; what runs without ROS lies in the package itself.
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
@@ -27,7 +27,7 @@ setup(
         'console_scripts': [
             'hobot_vlm = hobot_vlm.ros.main:main',
             'play_images = hobot_vlm.ros.main:play_images',
-            'vlm = hobot_vlm.cli:main',
+            'vlm = hobot_vlm.cli.main:main',
         ]
     },
     install_requires=[
@@ -43,6 +43,8 @@ setup(
         'rosbags-image>=0.10',
     ],
     extras_require={
+        # another runtime of the vision encoder: 180 MB, fastest on CPUs with AVX512_BF16 or AMX
+        'openvino': ['openvino>=2025.0'],
         # ROS 2 without a ROS installation: wheels for CPython 3.11 on x86-64 Linux
         'ros': [
             'ros-kilted-builtin-interfaces',
@@ -55,18 +57,26 @@ setup(
             'ros-kilted-std-msgs',
             'ros-kilted-std-srvs',
         ],
+        # `vlm serve` and the node's `serve`; also as Ubuntu 22.04 and later ship them
+        'serve': ['prometheus-client>=0.9', 'starlette>=0.13', 'uvicorn>=0.15'],
         'test': [
             'gguf',
+            'httpx',
             'hypothesis',
             'jsonschema',
             'mypy',
             'onnx',
+            'openai',
+            'playwright',  # drives Chromium, where that is installed
+            'prometheus-client',
             'pydantic',  # a schema may be one of its classes
             'pytest',
             'pytest-timeout',
             'ruff',
             'setuptools',  # the tests install this package as colcon does
+            'starlette',
             'types-PyYAML',
+            'uvicorn',
         ],
         # for the tests: makes the messages that PyPI lacks
         'messages': [

@@ -8,7 +8,7 @@ and the table in the README are made from these fields. Nothing here opens a fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, Field, field, fields, MISSING
 import difflib
 import json
@@ -20,6 +20,7 @@ import reprlib
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .parameter_file import read_parameter_file
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
 
@@ -88,6 +89,11 @@ class Config:
     n_gpu_layers: int = option(0, 'layers of the language model on the GPU; -1: all', -1, 1000)
     llm_threads: int = option(0, 'threads of the language model; 0: one per core', 0, 512)
     encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)
+    encoder_device: str = option(
+        'auto',
+        'what runs the vision encoder: cpu, cpu-int8, openvino, libmtmd, bpu, or a provider of '
+        'ONNX Runtime such as cuda; auto: the fastest, measured at the first load of a file',
+    )
     bpu_priority: int = option(0, 'scheduling priority of the BPU encoder', 0, 255)
     bpu_cores: str = option('', 'BPU cores of the encoder, as in 0 or 0,1; empty: any')
     temperature: float = option(
@@ -154,9 +160,7 @@ class Config:
         known = {item.name for item in fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f'; did you mean {near[0]}?' if near else ''
-                raise ConfigError(f'there is no option {name!r}{hint}', name)
+                raise unknown_option(name, known)
         return cls(**dict(values))
 
     @classmethod
@@ -306,6 +310,13 @@ class NodeConfig(Config):
         return self.conversation or self.feed_type == FEED_TEXT
 
 
+def unknown_option(name: Any, known: Collection[str]) -> ConfigError:
+    """Make the error for an option that does not exist, with the one that was meant."""
+    near = difflib.get_close_matches(str(name), known, 1)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    return ConfigError(f'there is no option {str(name)[:80]!r}{hint}', str(name))
+
+
 def checked(item: Field[Any], value: Any) -> Any:
     """
     Give the value in the option's type.
@@ -367,28 +378,6 @@ def _schema_text(value: Any) -> Any:
 
 def _kind_words(kind: type) -> str:
     return {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}[kind]
-
-
-def read_parameter_file(path: str | Path) -> dict[str, Any]:
-    """
-    Read the parameters of a ROS YAML file: ``NODE: {ros__parameters: {name: value}}``.
-
-    :raises ConfigError: unreadable, or of another layout
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as exc:  # ValueError: no UTF-8, odd dates
-        raise ConfigError(f'cannot read the parameter file {path}: {exc}') from exc
-    values: dict[str, Any] = {}
-    if not isinstance(content, dict):
-        raise ConfigError(f'{path}: expected `/**:` with `ros__parameters:` below it')
-    for node, body in content.items():
-        if not isinstance(body, dict) or not isinstance(body.get('ros__parameters'), dict):
-            raise ConfigError(f'{path}: expected `ros__parameters:` below {node!r}')
-        values.update(body['ros__parameters'])
-    return values
 
 
 def default_of(item: Field[Any]) -> Any:

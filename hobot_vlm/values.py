@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ class ImageEmbedding:
     :param overview: whether the last tile shows the whole picture
     :param key: hash of the picture and of how it is cut
     :param size: (width, height) of the picture in pixels, before it was cut
+    :param seconds: when it is shown, for a frame of a video; None: a picture
+    :param duration: of that video in seconds
     """
 
     tiles: tuple[Tile, ...]
@@ -76,6 +79,8 @@ class ImageEmbedding:
     overview: bool
     key: bytes
     size: tuple[int, int]
+    seconds: float | None = None
+    duration: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -220,6 +225,21 @@ class Reply:
     boxes: tuple[Box, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
 
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        """Show the answer in a notebook; what the model wrote stays text."""
+        notes = (
+            f'{self.finish_reason}; {self.prompt_tokens} tokens asked, {self.completion_tokens} '
+            f'answered; {self.timings.ttft_ms:.0f} ms to the first, '
+            f'{self.timings.tokens_per_second:.1f} a second'
+        )
+        return (
+            f'<div style="white-space: pre-wrap">{escape(self.text)}</div>'
+            f'<div style="opacity: 0.6; font-size: 85%">{escape(notes)}</div>'
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Give the fields by name, for JSON; of the last three only those that hold something."""
         fields = asdict(self)
@@ -246,6 +266,22 @@ class Status:
     encoding: int
     image_hits: int
     image_misses: int
+
+
+@dataclass(frozen=True)
+class Video:
+    """
+    A video file, of which some frames are shown.
+
+    :param frames: how many, spread evenly
+    :param start: seconds at which they begin
+    :param end: seconds at which they end; None: the end of the video
+    """
+
+    path: str
+    frames: int = 8
+    start: float = 0.0
+    end: float | None = None
 
 
 #: RGB uint8 (height, width, 3)

@@ -9,8 +9,8 @@ import os
 import random
 import threading
 
-from conftest import MODELS
 from core import batches, cache, embed, empty, parts, slots
+from folders import MODELS
 from hobot_vlm import ConfigError, InferenceError, PictureError, PromptError, VLM, VlmError
 from hobot_vlm.engine import image_encoder, scheduler
 from hobot_vlm.llama.context import Outcome
@@ -506,7 +506,8 @@ def test_a_picture_stands_where_a_message_has_it(vlm):
 
     ids = prompt(vlm, [{'role': 'user', 'content': content}], max_tiles=1).prompt.ids
     text = ''.join(
-        model.piece(i).decode('utf-8', 'replace') or next(k for k, v in model.controls.items() if v == i)
+        model.piece(i).decode('utf-8', 'replace')
+        or next(k for k, v in model.controls.items() if v == i)
         if i >= 0
         else '*'
         for i in ids

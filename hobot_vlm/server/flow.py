@@ -1,0 +1,249 @@
+"""
+How an answer travels to the client that asked for it: whole, or as server-sent events.
+
+Plain ASGI, so that it is the same with every version of Starlette. A client that goes away ends
+its answer; what the engine had made until then is counted all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TYPE_CHECKING
+
+from starlette.responses import JSONResponse
+
+from .answers import encoded, Writer
+from .guard import error_of, Receive, Scope, Send
+from .openai import Asked
+from ..values import Reply
+
+if TYPE_CHECKING:
+    from .app import Service
+    from .. import Stream, VLM
+
+#: while pieces follow each other faster than this, several are sent at once: nobody sees a
+#: hundredth of a second, and a packet for each token would cost a small model much of its speed
+FLUSH_SECONDS = 0.01
+
+#: the scope of an answer that is sent by hand: Starlette asks no more of it
+PLAIN: dict[str, Any] = {'type': 'http'}
+
+
+class Streamed:
+    """
+    Sends the parts of something without end, until the client goes.
+
+    :param make: gives the parts; it is handed what tells whether the client has gone
+    """
+
+    def __init__(
+        self, kind: str, make: Callable[[Callable[[], bool]], AsyncIterator[bytes]]
+    ) -> None:
+        self._kind = kind
+        self._parts = make(lambda: self._gone)
+        self._gone = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the client goes."""
+        await unless_gone(receive, self._send(send), self._stop)
+
+    def _stop(self) -> None:
+        self._gone = True
+
+    async def _send(self, send: Send) -> None:
+        await send(_start(self._kind))
+        async for part in self._parts:
+            await send({'type': 'http.response.body', 'body': part, 'more_body': True})
+        await send({'type': 'http.response.body', 'body': b''})
+
+
+class Answer:
+    """
+    Asks the model, and sends what it answers.
+
+    :param asked: the request
+    :param writer: gives the answer its form
+    :param weight: bytes of the request, which are given back at the end
+    """
+
+    def __init__(
+        self, service: Service, vlm: VLM, asked: Asked, writer: Writer, weight: int
+    ) -> None:
+        self._service = service
+        self._vlm = vlm
+        self._asked = asked
+        self._writer = writer
+        self._weight = weight
+        self._streams: list[Stream] = []
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Stop the model; callable from any thread."""
+        self._cancelled = True
+        for stream in tuple(self._streams):
+            stream.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        self._service.answers.add(self)
+        try:
+            await unless_gone(receive, self._answer(send), self.cancel)
+        finally:
+            self._service.answers.discard(self)
+            self._service.weight -= self._weight
+
+    async def _answer(self, send: Send) -> None:
+        outlet = Outlet(send)
+        try:
+            await self._service.in_thread(self._ask)
+            if self._asked.stream:
+                await self._streamed(outlet)
+            else:
+                replies = [await stream for stream in self._streams]
+                for reply in replies:
+                    self._service.metrics.answer(reply)
+                await JSONResponse(self._writer.whole(replies))(PLAIN, _nothing, send)
+        except Exception as exc:
+            self.cancel()
+            await outlet.fail(exc)
+
+    def _ask(self) -> None:
+        """Submit every question; which runs when is the engine's business."""
+        asked = self._asked
+        for prompt in asked.prompts:
+            for number in range(asked.n):
+                options = dict(asked.options)
+                if number and options.get('seed', -1) >= 0:
+                    options['seed'] += number  # else all answers were the same
+                self._streams.append(self._vlm.stream(prompt, **options))
+                if self._cancelled:
+                    self._streams[-1].cancel()
+
+    async def _streamed(self, outlet: Outlet) -> None:
+        for event in self._writer.begin():
+            outlet.hold(encoded(event))
+        sender = asyncio.ensure_future(outlet.run())
+        try:
+            work = [self._follow(i, stream, outlet) for i, stream in enumerate(self._streams)]
+            found = await asyncio.gather(*work, return_exceptions=True)
+        finally:
+            outlet.close()
+            await sender
+        for item in found:
+            if isinstance(item, BaseException):
+                raise item
+        replies = [item for item in found if isinstance(item, Reply)]
+        rest = b''.join(map(encoded, self._writer.finish(replies))) + self._writer.done
+        await outlet.end(rest)
+
+    async def _follow(self, index: int, stream: Stream, outlet: Outlet) -> Reply:
+        """Send one of the answers as it is made."""
+        try:
+            async for chunk in stream:
+                for event in self._writer.piece(index, chunk):
+                    outlet.put(encoded(event))
+            reply = await stream
+        except Exception:
+            self.cancel()  # the others as well: their client gets an error
+            raise
+        self._service.metrics.answer(reply)
+        for event in self._writer.end(index, reply):
+            outlet.put(encoded(event))
+        return reply
+
+
+class Outlet:
+    """
+    Sends server-sent events, those that come close together at once.
+
+    The answer begins with the first event: an error before it can still be said in the status.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._data = bytearray()
+        self._filled = asyncio.Event()
+        self._begun = False
+        self._closed = asyncio.Event()
+
+    def hold(self, data: bytes) -> None:
+        """Keep something that goes out with the first event."""
+        self._data += data
+
+    def put(self, data: bytes) -> None:
+        """Send something soon."""
+        self._data += data
+        self._filled.set()
+
+    def close(self) -> None:
+        """Let ``run`` end."""
+        self._closed.set()
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Send what is put, until closed."""
+        while True:
+            await self._filled.wait()
+            if self._closed.is_set():
+                return
+            await self._flush()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), FLUSH_SECONDS)
+
+    async def _flush(self) -> None:
+        self._filled.clear()
+        data, self._data = bytes(self._data), bytearray()
+        if not self._begun:
+            self._begun = True
+            await self._send(_start('text/event-stream; charset=utf-8'))
+        await self._send({'type': 'http.response.body', 'body': data, 'more_body': True})
+
+    async def end(self, rest: bytes) -> None:
+        """Send what is left, and the last words."""
+        self._data += rest
+        await self._flush()
+        await self._send({'type': 'http.response.body', 'body': b''})
+
+    async def fail(self, exc: Exception) -> None:
+        """Say an error: by the status, or as the last event where the answer has begun."""
+        response = error_of(exc)
+        if not self._begun:
+            await response(PLAIN, _nothing, self._send)
+            return
+        await self.end(b'data: ' + response.body + b'\n\n')
+
+
+async def unless_gone(
+    receive: Receive, work: Coroutine[Any, Any, None], stop: Callable[[], None]
+) -> None:
+    """Do something for a client; where it goes away, have it stopped, and wait for its end."""
+
+    async def gone() -> None:
+        while (await receive())['type'] != 'http.disconnect':
+            pass
+
+    watch = asyncio.ensure_future(gone())
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({watch, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            stop()
+        with suppress(OSError):  # some servers let a send to nobody fail
+            await task
+    except asyncio.CancelledError:
+        stop()
+        raise
+    finally:
+        watch.cancel()
+
+
+async def _nothing() -> Any:
+    return {'type': 'http.disconnect'}
+
+
+def _start(kind: str) -> dict[str, Any]:
+    headers = [(b'content-type', kind.encode()), (b'cache-control', b'no-store')]
+    headers.append((b'x-accel-buffering', b'no'))  # nginx would keep pieces back
+    return {'type': 'http.response.start', 'status': 200, 'headers': headers}

@@ -31,6 +31,7 @@ from .outcome import Outcome
 from .prompt_worker import PromptWorker
 from .publishers import Publishers
 from .requests import Requests
+from .serving import check_serving, Serving
 from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..errors import ModelMismatch, PictureError
 from ..values import Pixels, Reply
@@ -79,6 +80,7 @@ class Assembly:
         self._guard = threading.Lock()  # of the next two, which a timer uses
         self._cameras: Cameras | None = None
         self._match: Timer | None = None
+        self._serving: Serving | None = None
         self._subscriptions: list[Any] = []
         self._services: list[Any] = []
         # 1. what is cheap to refuse: the message types, the local picture, the state file
@@ -90,6 +92,8 @@ class Assembly:
         elif config.feed_type == FEED_LOCAL:
             self._picture = self._local_picture()
         parameters.check_state_file(config)
+        if config.serve:
+            check_serving(config)
         self.inbox = Inbox(cameras)
         with ExitStack() as undo:
             # 2. outputs; subscribers find them while the model loads
@@ -183,6 +187,10 @@ class Assembly:
             )
         self._worker.start()
         self.requests.start()
+        if self._config.serve:
+            self._serving = Serving(
+                self.vlm, self._config, self.inbox, self._reader, self._picture
+            )
         if not self._first_asked:
             self._first_asked = True
             self._ask_first()
@@ -214,7 +222,9 @@ class Assembly:
             if self._cameras is not None:
                 self._cameras.close()
                 self._cameras = None
-        ended = self.requests.stop(seconds)
+        serving, self._serving = self._serving, None
+        ended = serving is None or serving.close(seconds)
+        ended = self.requests.stop(seconds) and ended
         return self._worker.stop(seconds) and ended
 
     def close(self) -> None:

@@ -301,6 +301,8 @@ class NodeConfig(Config):
     state_file: str = option(
         '', 'file that keeps the conversation from one run to the next; empty: none'
     )
+    serve: int = option(0, 'port of the HTTP API and its page; 0: none', 0, 65535)
+    serve_host: str = option('127.0.0.1', 'address that serve listens on')
     stay_alive: bool = option(False, 'feed_type 0: go on running after the answer')
     autostart: bool = option(True, 'configure and activate at start-up')
 

@@ -8,6 +8,7 @@ and no process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 import threading
 from typing import Any
@@ -30,6 +31,7 @@ from .outcome import Outcome
 from .prompt_worker import PromptWorker
 from .publishers import Publishers
 from .requests import Requests
+from .serving import check_serving, Serving
 from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..errors import ModelMismatch, PictureError
 from ..values import Pixels, Reply
@@ -78,6 +80,7 @@ class Assembly:
         self._guard = threading.Lock()  # of the next two, which a timer uses
         self._cameras: Cameras | None = None
         self._match: Timer | None = None
+        self._serving: Serving | None = None
         self._subscriptions: list[Any] = []
         self._services: list[Any] = []
         # 1. what is cheap to refuse: the message types, the local picture, the state file
@@ -89,39 +92,39 @@ class Assembly:
         elif config.feed_type == FEED_LOCAL:
             self._picture = self._local_picture()
         parameters.check_state_file(config)
+        if config.serve:
+            check_serving(config)
         self.inbox = Inbox(cameras)
-        # 2. outputs; subscribers find them while the model loads
-        self._publishers = Publishers(node, config)
-        try:
-            for topic, callback in (
-                (topics.CANCEL, self._on_cancel),
-                (topics.RESET, self._on_reset),
-            ):
-                self._services.append(node.create_service(Trigger, topic.name, callback))
+        with ExitStack() as undo:
+            # 2. outputs; subscribers find them while the model loads
+            self._publishers = Publishers(node, config)
+            undo.callback(self._leave_graph)
+            self._serve(topics.CANCEL.name, self._on_cancel)
+            self._serve(topics.RESET.name, self._on_reset)
             # 3. the model
             self.vlm = VLM(config)
+            undo.callback(self.vlm.close)
             self._check_model()
-        except BaseException:
-            self._close_outputs()
-            raise
-        # 4. inputs; prompts wait from now on
-        parts = self.vlm, self.inbox, self._reader, self._publishers, statistics
-        self._worker = PromptWorker(
-            *parts,
-            settings=self._settings,
-            on_text=self._print,
-            on_answer=self._on_answer,
-            picture=self._picture,
-        )
-        self.requests = Requests(
-            *parts,
-            settings=self._settings,
-            cancel_prompts=self._cancel_prompts,
-            picture=self._picture,
-        )
-        if config.feed_type != FEED_LOCAL or config.stay_alive:
-            self._subscribe(config.ros_string_sub_topic_name, self._on_prompt)
-            self._subscribe(topics.REQUEST.name, self._on_request)
+            # 4. inputs; prompts wait from now on
+            parts = self.vlm, self.inbox, self._reader, self._publishers, statistics
+            self._worker = PromptWorker(
+                *parts,
+                settings=self._settings,
+                on_text=self._print,
+                on_answer=self._on_answer,
+                picture=self._picture,
+            )
+            self.requests = Requests(
+                *parts,
+                settings=self._settings,
+                cancel_prompts=self._cancel_prompts,
+                picture=self._picture,
+            )
+            undo.callback(self.requests.close)
+            if config.feed_type != FEED_LOCAL or config.stay_alive:
+                self._subscribe(config.ros_string_sub_topic_name, self._on_prompt)
+                self._subscribe(topics.REQUEST.name, self._on_request)
+            undo.pop_all()
 
     def _check_model(self) -> None:
         """
@@ -131,7 +134,6 @@ class Assembly:
         """
         config = self._config
         if config.feed_type != FEED_TEXT and not self.vlm.tile_size:
-            self.vlm.close()
             raise ModelMismatch(
                 f'feed_type is {config.feed_type} and the model has no vision '
                 'encoder: give it in model_file_name, or set feed_type to 2'
@@ -155,6 +157,9 @@ class Assembly:
             return read_image(self._config.image or str(SAMPLE))
         except PictureError as exc:
             raise PictureError(f'image: {exc}') from exc
+
+    def _serve(self, name: str, callback: Callable[..., Trigger.Response]) -> None:
+        self._services.append(self._node.create_service(Trigger, name, callback))
 
     def _subscribe(self, topic: str, callback: Callable[[String], None]) -> None:
         subscription = self._node.create_subscription(
@@ -182,6 +187,10 @@ class Assembly:
             )
         self._worker.start()
         self.requests.start()
+        if self._config.serve:
+            self._serving = Serving(
+                self.vlm, self._config, self.inbox, self._reader, self._picture
+            )
         if not self._first_asked:
             self._first_asked = True
             self._ask_first()
@@ -213,25 +222,31 @@ class Assembly:
             if self._cameras is not None:
                 self._cameras.close()
                 self._cameras = None
-        ended = self.requests.stop(seconds)
+        serving, self._serving = self._serving, None
+        ended = serving is None or serving.close(seconds)
+        ended = self.requests.stop(seconds) and ended
         return self._worker.stop(seconds) and ended
 
     def close(self) -> None:
         """Free everything; what waits is refused."""
         self.deactivate()
+        self._unsubscribe()
         left = self.inbox.drain()
         if left:
             self._node.get_logger().error(f'prompts that had no turn: {len(left)}')
         for prompt in left:
             self._refuse(prompt, 'the node was cleaned up before this prompt had its turn')
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
         self.requests.close()
         self.vlm.close()
         self._publishers.flush(FLUSH_SECONDS)
-        self._close_outputs()
+        self._leave_graph()
 
-    def _close_outputs(self) -> None:
+    def _unsubscribe(self) -> None:
+        while self._subscriptions:
+            self._node.destroy_subscription(self._subscriptions.pop())
+
+    def _leave_graph(self) -> None:
+        self._unsubscribe()
         for service in self._services:
             self._node.destroy_service(service)
         self._publishers.close()

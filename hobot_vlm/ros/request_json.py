@@ -75,6 +75,7 @@ def read(text: str) -> tuple[str, Mapping[str, Any]]:
     """
     try:
         fields = json.loads(text)
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as exc:
         raise PromptError(
             f'a request that is no JSON ({str(exc)[:100]}): expected an object such as '

@@ -243,8 +243,10 @@ def test_a_live_parameter_applies_to_the_next_answer(robot, node, answer):
     assert robot.set('n_predict', 3).successful
     reply = robot.ask(QUESTION)
     assert (reply['completion_tokens'], reply['finish_reason']) == (3, 'length')
-    assert robot.set('n_predict', 256).successful
+    assert robot.set('n_predict', 256.0).successful
     assert robot.ask(QUESTION)['finish_reason'] == 'stop'
+    for value in (1, 0.0):  # `ros2 param set` sends 1 as a whole number
+        assert robot.set('temperature', value).successful
 
 
 @pytest.mark.parametrize(

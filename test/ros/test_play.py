@@ -66,6 +66,7 @@ def test_it_goes_on_until_it_is_interrupted(robot, play, pictures):
     robot.wait('three rounds', lambda: len(robot.heard['/loop']) >= 6)
     player.send_signal(signal.SIGINT)
     assert player.wait(10) == 0
+    robot.wait('no ghost', lambda: 'play_images' not in robot.node.get_node_names(), 5)
 
 
 def test_without_a_folder_it_plays_the_bundled_sample(robot, play):

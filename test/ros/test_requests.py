@@ -87,6 +87,8 @@ def test_messages():
     [
         ('{"id": ', 'no JSON'),
         ('[' * 100_000, 'no JSON'),
+        ('{"id": "\\ud800", "prompt": "Hi"}', 'no JSON'),
+        ('{"id": "a", "prompt": "\\udc00"}', 'no JSON'),
         ('[]', 'no JSON object'),
         ('7', 'no JSON object'),
         ('', 'no JSON'),

@@ -1,0 +1,106 @@
+"""
+The HTTP API and page of an active node: the same model, and the picture that its camera sees.
+
+Knows how the server is started and stopped; what it answers stands in ``server/``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from .frames import FrameReader, Pictures
+from .inbox import Frames, Inbox
+from ..config import NodeConfig
+from ..errors import ConfigError, VlmError
+from ..server import check_libraries
+from ..values import Pixels
+
+if TYPE_CHECKING:
+    from ..server.live import LivePicture
+    from ..vlm import VLM
+
+log = logging.getLogger('hobot_vlm.node')
+
+
+def check_serving(config: NodeConfig) -> None:
+    """
+    See whether what is asked for can be served.
+
+    :raises BackendMissing: a library is not here
+    :raises ConfigError: other machines would be let in by mistake
+    """
+    check_libraries()
+    from ..server.guard import KEY_VARIABLE, Settings
+
+    try:
+        Settings.of(config.serve_host)
+    except ConfigError as exc:
+        raise ConfigError(
+            f'serve_host is {config.serve_host[:100]!r}, and that lets other machines in: set the '
+            f'environment variable {KEY_VARIABLE} to the key that they send, or serve_host to '
+            '127.0.0.1',
+            'serve_host',
+        ) from exc
+
+
+class Serving:
+    """A server, from its construction to ``close``."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        config: NodeConfig,
+        inbox: Inbox,
+        reader: FrameReader,
+        picture: Pixels | None = None,
+    ):
+        """
+        Begin to serve.
+
+        :param picture: the local picture; None: the newest of the first camera
+        :raises ConfigError: it cannot listen where it is to
+        """
+        from ..server.guard import Settings
+        from ..server.http import create_app, HttpServer
+        from ..server.live import Live
+
+        self._inbox = inbox
+        self._reader = reader
+        self._picture = picture
+        self._last: tuple[Frames, LivePicture | None] = ((), None)
+        app, service = create_app(vlm, Settings.of(config.serve_host), Live(self._newest))
+        try:
+            self._server = HttpServer(app, service, config.serve_host, config.serve)
+        except ConfigError as exc:
+            raise ConfigError(
+                f'serve is {config.serve}, and {config.serve_host} cannot be listened on there '
+                f'({exc.__cause__}): set serve to another port, or serve_host to another address',
+                'serve',
+            ) from exc
+        log.info('listening on %s', self._server.url)
+
+    def _newest(self) -> LivePicture | None:
+        """Give the newest picture; the same object as long as it is the same."""
+        from ..server.live import LivePicture
+
+        frames = self._inbox.newest()
+        if self._picture is not None and self._last[1] is None:
+            self._last = (), LivePicture(self._picture)
+        elif frames and frames != self._last[0]:
+            pictures = Pictures()
+            try:
+                self._reader.read(frames, pictures)
+                self._last = frames, LivePicture(pictures.rgb[0], topic=pictures.info[0].topic)
+            except VlmError as exc:
+                self._last = frames, None
+                log.debug('%s', exc)
+        return self._last[1]
+
+    def close(self, seconds: float | None = None) -> bool:
+        """End all answers, and the server; False when that takes longer."""
+        closing = threading.Thread(target=self._server.close, daemon=True)
+        closing.start()
+        closing.join(seconds)
+        return not closing.is_alive()

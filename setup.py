@@ -25,8 +25,8 @@ setup(
     zip_safe=False,
     entry_points={
         'console_scripts': [
-            'hobot_vlm = hobot_vlm.ros.node:main',
-            'play_images = hobot_vlm.ros.play:main',
+            'hobot_vlm = hobot_vlm.ros.main:main',
+            'play_images = hobot_vlm.ros.main:play_images',
             'vlm = hobot_vlm.cli:main',
         ]
     },

@@ -19,12 +19,12 @@ import random
 from statistics import median, quantiles
 import subprocess
 import sys
-import threading
 from time import monotonic, perf_counter, sleep
 
 os.environ.setdefault('FASTDDS_BUILTIN_TRANSPORTS', 'LARGE_DATA')
 os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
 
+from hobot_vlm.ros.inbox import Frame
 from hobot_vlm.ros.node import VlmNode
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -72,15 +72,21 @@ class TimedNode(VlmNode):
         self.input_ms: list[float] = []
         self.publish_ms: list[float] = []
         self.callback_ms: list[float] = []
-        self.enough = threading.Event()
 
-    def _on_picture(self, camera: int, topic: str, data: bytes) -> None:
-        began = perf_counter()
-        super()._on_picture(camera, topic, data)
-        self.callback_ms.append(1e3 * (perf_counter() - began))
-        if self.statistics.answered > len(self.input_ms):
-            self.input_ms.append(self.statistics.input_ms)
-            self.publish_ms.append(self.statistics.publish_ms)
+    def watch(self) -> None:
+        """Time what the cameras call with each picture."""
+        assert self.assembly is not None
+        put_frame = self.assembly.inbox.put_frame
+
+        def timed(camera: int, frame: Frame) -> None:
+            began = perf_counter()
+            put_frame(camera, frame)
+            self.callback_ms.append(1e3 * (perf_counter() - began))
+            if self.statistics.answered > len(self.input_ms):
+                self.input_ms.append(self.statistics.input_ms)
+                self.publish_ms.append(self.statistics.publish_ms)
+
+        self.assembly.inbox.put_frame = timed  # type: ignore[method-assign]
 
 
 def measure(answers: int, limit: float) -> dict[str, float]:
@@ -88,6 +94,7 @@ def measure(answers: int, limit: float) -> dict[str, float]:
     rclpy.init(args=['--ros-args', '--log-level', 'warn'])
     node = TimedNode()
     node.start()
+    node.watch()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     player = subprocess.Popen([sys.executable, __file__, '--play'])
@@ -100,7 +107,7 @@ def measure(answers: int, limit: float) -> dict[str, float]:
     finally:
         player.kill()
         player.wait()
-        node.hush(10)
+        node.stop(10)
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()

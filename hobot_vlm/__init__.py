@@ -23,11 +23,11 @@ from .errors import (
     StateError,
     VlmError,
 )
-from .values import Box, Reply, Status, TextChunk, Timings
 
 if TYPE_CHECKING:
     from .conversation import Conversation
     from .engine.stream import Stream
+    from .values import Box, Reply, Status, TextChunk, Timings
     from .vlm import VLM
 
 __version__ = '0.1.0'
@@ -55,8 +55,13 @@ __all__ = [
 ]
 
 
-#: what is loaded, and llama.cpp with it, when it is first asked for -> where it stands
-_LATE = {'Conversation': 'conversation', 'Stream': 'engine.stream', 'VLM': 'vlm'}
+#: what is loaded, and NumPy or llama.cpp with it, when it is first asked for -> where it stands
+_LATE = {
+    'Conversation': 'conversation',
+    'Stream': 'engine.stream',
+    'VLM': 'vlm',
+    **dict.fromkeys(('Box', 'Reply', 'Status', 'TextChunk', 'Timings'), 'values'),
+}
 
 
 def __getattr__(name: str) -> Any:

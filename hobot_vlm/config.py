@@ -221,9 +221,16 @@ class NodeConfig(Config):
     is_shared_mem_sub: int = option(
         0, '1: subscribe to hbm_img_msgs on /hbmem_img', choices=(0, 1)
     )
-    user_prompt: str = option('', 'question of feed_type 0, and of trigger image', live=True)
+    user_prompt: str = option(
+        '',
+        'question of feed_type 0 and of trigger image; else the first one, asked at the start',
+        live=True,
+    )
     cute_words: str = option(
-        '', 'phrases with ; between them, one of which is spoken before an answer', live=True
+        '',
+        'phrases with ; between them, one of which is spoken before an answer; with feed_type 2 '
+        'once, when the node is ready',
+        live=True,
     )
     pre_infer: int = option(
         0,
@@ -238,7 +245,9 @@ class NodeConfig(Config):
     )
     ros_string_sub_topic_name: str = option('/prompt_text', 'topic of the prompts')
     image_transport: str = option(
-        'raw', 'kind of the image messages', choices=('raw', 'compressed')
+        'auto',
+        'kind of the image messages; auto: the one that is published',
+        choices=('auto', 'raw', 'compressed'),
     )
     image_qos: str = option(
         'auto',

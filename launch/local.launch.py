@@ -32,7 +32,7 @@ def start(context):
     parameters = {
         'folder': bringup.text(bringup.value(context, 'folder')),
         'loop': bringup.value(context, 'loop') == 'true',
-        'rate': float(bringup.value(context, 'rate')),
+        'rate': bringup.number(context, 'rate'),
         'topic': bringup.text(topic),
     }
     player = Node(

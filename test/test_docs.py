@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 from hobot_vlm import catalogue, cli
 from hobot_vlm.config import NodeConfig
 from hobot_vlm.ros.inbox import Prompt, Stamp
-from hobot_vlm.ros.outcome import Outcome, Shown
+from hobot_vlm.ros.outcome import ImageInfo, Outcome
 from hobot_vlm.values import Box, Reply
 import pytest
 
@@ -229,13 +229,13 @@ def test_the_reply_is_described_and_its_example_is_one():
         for cell in re.findall(r'^\| (`.*?`) \|', text, re.MULTILINE)
         for name in re.findall(r'\w+', cell)
     }
-    shown = Shown('/image', Stamp(1, 2), 'camera', 0.5, 640, 360)
+    image = ImageInfo('/image', Stamp(1, 2), 'camera', 0.5, 640, 360)
     reply = Reply('!', thinking='...', boxes=(Box('dog', 1.5, 2, 3, 4),))
-    real = json.loads(Outcome(Prompt('?', Stamp(1, 2)), reply, (shown,)).as_json())
+    real = json.loads(Outcome(Prompt('?', Stamp(1, 2), id='1'), reply, (image,)).as_json())
     names = set(real) | set(real['timings']) | set(real['pictures'][0]) | set(real['boxes'][0])
     assert described == names
     (example,) = map(json.loads, blocks(text, 'json'))
-    del real['thinking'], real['boxes']
+    del real['thinking'], real['boxes'], real['id']
     assert shape(example) == shape(real)
 
 

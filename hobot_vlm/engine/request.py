@@ -64,13 +64,14 @@ class Request:
                 raise PromptError('pictures stand both in the messages and in images: give one')
             object.__setattr__(self, 'messages', messages)
             object.__setattr__(self, 'images', images or self.images)
-        elif not isinstance(self.prompt, (str, list, tuple)) or not len(self.prompt):
+        elif not isinstance(self.prompt, str) and not (
+            isinstance(self.prompt, (list, tuple)) and self.prompt
+        ):
             raise PromptError(
                 f'the prompt is of type {type(self.prompt).__name__}: expected text, or messages'
             )
-        self._check('stop', isinstance(self.stop, (list, tuple)), 'a text, or several')
-        self._check('stop', all(isinstance(text, str) for text in self.stop), 'texts')
-        self._check('labels', all(isinstance(label, str) for label in self.labels), 'texts')
+        self._check('stop', _texts(self.stop), 'a text, or several')
+        self._check('labels', _texts(self.labels), 'texts')
         bias = self.logit_bias or {}
         self._check(
             'logit_bias',
@@ -106,6 +107,10 @@ class Request:
         if not good:
             value = repr(getattr(self, name))
             raise ConfigError(f'{name} is {value[:80]}: expected {expected}', name)
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
 
 
 def _whole(value: object) -> bool:

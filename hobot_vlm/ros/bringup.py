@@ -2,7 +2,7 @@
 What the launch files are made of: their arguments, and the nodes that those arguments choose.
 
 It knows which packages of a D-Robotics board a choice needs, and names the missing ones before
-anything is started. It knows nothing of models: what the node is told is checked by ``config``.
+anything is started. It knows nothing of models: what the node is given is checked by ``config``.
 """
 
 from __future__ import annotations
@@ -131,6 +131,19 @@ def value(context: LaunchContext, name: str) -> str:
     """Give the value of an argument; empty where it was not declared."""
     content: str = LaunchConfiguration(name, default='').perform(context)
     return content
+
+
+def number(context: LaunchContext, name: str) -> float:
+    """
+    Give an argument that is a number.
+
+    :raises ConfigError: it is none
+    """
+    content = value(context, name)
+    try:
+        return float(content)
+    except ValueError:
+        raise ConfigError(f'{name} is {content[:100]!r}: expected a number', name) from None
 
 
 def transports() -> list[SetEnvironmentVariable]:
@@ -279,7 +292,7 @@ def camera(context: LaunchContext) -> list[Any]:
         )
         actions.append(mipi)
     elif chosen == 'fb':
-        source = value(context, 'publish_image_source') or str(SAMPLE)
+        source = os.path.expanduser(value(context, 'publish_image_source')) or str(SAMPLE)
         picture = _include(
             'hobot_image_publisher',
             publish_image_source=source,
@@ -373,7 +386,7 @@ def _quiet(package: str, executable: str, **parameters: Any) -> Node:
 
 
 def _include(package: str, name: str = '', **arguments: str) -> GroupAction:
-    """Include another package's launch file; what it is told and declares stays inside."""
+    """Include another package's launch file; what it is given and declares stays inside."""
     included = IncludeLaunchDescription(
         _launch_file(package, name or package),
         launch_arguments={'log_level': 'warn', **arguments}.items(),

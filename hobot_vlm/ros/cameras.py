@@ -7,7 +7,9 @@ serialised, because most are replaced before anybody asks about them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
+from time import perf_counter
 from typing import Any
 
 from rclpy.node import Node
@@ -15,39 +17,52 @@ from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolic
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
+from .inbox import Frame, Inbox
 from .parameters import topics_of
-from .topics import COMPRESSED_IMAGE, HBM_IMAGE, IMAGE
+from .topics import COMPRESSED_IMAGE, HBM_IMAGE, IMAGE, in_namespace, Topic
 from ..config import NodeConfig
 from ..errors import BackendMissing, PictureError
 
-OnPicture = Callable[[int, str, bytes], None]
+#: seconds without a picture after which a camera is reported, when others go on or its publisher
+#: is gone; slow ones send one in five
+SILENCE = 10.0
+
+READABLE = (IMAGE.interface, COMPRESSED_IMAGE.interface)
 
 
-def message_type(config: NodeConfig) -> Any:
+def possible_kinds(config: NodeConfig) -> tuple[Topic, ...]:
     """
-    Give the class of the messages that the cameras publish.
+    Give the message types that a camera may publish, the preferred one first.
 
-    :raises BackendMissing: its package is not on this machine
+    :raises BackendMissing: the package of one is not on this machine
     """
-    topic = HBM_IMAGE if config.is_shared_mem_sub else IMAGE
-    if topic is IMAGE and config.image_transport == 'compressed':
-        topic = COMPRESSED_IMAGE
-    try:
-        return topic.message_class()
-    except ImportError as exc:
-        package = topic.kind.split('/')[0]
-        raise BackendMissing(
-            f'is_shared_mem_sub is {config.is_shared_mem_sub}, and the package {package} is not '
-            f'here ({exc})',
-            f'install it (apt install tros-humble-{package.replace("_", "-")} on '
-            'an RDK board) and source its setup.bash, or set is_shared_mem_sub to 0',
-        ) from exc
+    if config.is_shared_mem_sub:
+        kinds: tuple[Topic, ...] = (HBM_IMAGE,)
+    else:
+        kinds = {
+            'raw': (IMAGE,),
+            'compressed': (COMPRESSED_IMAGE,),
+            'auto': (IMAGE, COMPRESSED_IMAGE),
+        }[config.image_transport]
+    for kind in kinds:
+        try:
+            kind.message_class()
+        except ImportError as exc:
+            package = kind.kind.split('/')[0]
+            raise BackendMissing(
+                f'is_shared_mem_sub is {config.is_shared_mem_sub}, and the package {package} is '
+                f'not here ({exc})',
+                f'install it (apt install tros-humble-{package.replace("_", "-")} on '
+                'an RDK board) and source its setup.bash, or set is_shared_mem_sub to 0',
+            ) from exc
+    return kinds
 
 
 def message_reader(kind: Any) -> Callable[[bytes], Any]:
@@ -70,6 +85,7 @@ def message_reader(kind: Any) -> Callable[[bytes], Any]:
     return read
 
 
+@cache
 def decoder(name: str) -> Callable[[bytes], Any] | None:
     """Give rosbags' function for messages of this name, where it has one."""
     try:
@@ -83,59 +99,95 @@ def decoder(name: str) -> Callable[[bytes], Any] | None:
 
 
 class Camera:
-    """One topic of pictures, subscribed with the reliability that its publishers offer."""
+    """
+    One topic of pictures, subscribed as its publishers offer it.
 
-    def __init__(
-        self, node: Node, number: int, topic: str, kind: Any, qos: str, on_picture: OnPicture
-    ):
+    Before there are any it is subscribed reliably: a camera that waits for somebody, and then
+    sends one picture, is heard.
+    """
+
+    def __init__(self, node: Node, number: int, topic: str, config: NodeConfig, inbox: Inbox):
         """
         Subscribe.
 
-        :param number: place among the cameras; handed to ``on_picture`` with topic and message
-        :param qos: ``auto``, ``best_effort`` or ``reliable``
+        :param number: place among the cameras
         """
         self.topic = node.resolve_topic_name(topic)
         self._node = node
         self._number = number
-        self._kind = kind
-        self._on_picture = on_picture
+        self._inbox = inbox
+        self._kinds = possible_kinds(config)
+        self._kind = self._kinds[0]
         override = f'qos_overrides.{self.topic}.subscription.reliability'
-        self._auto = qos == 'auto' and override not in node._parameter_overrides
-        self._reliable = self._offered() if self._auto else qos == 'reliable'
-        self._subscription: Subscription | None = self._subscribe()
+        self._auto = config.image_qos == 'auto' and override not in node._parameter_overrides
+        self._reliable = config.image_qos != 'best_effort'
+        self._last: bytes = b''
+        self._subscriptions: list[Subscription] = []
+        self._choose()
+        self._subscribe()
 
-    def _offered(self) -> bool:
-        """Whether every publisher is reliable, and there is one."""
-        publishers = self._node.get_publishers_info_by_topic(self.topic)
-        return bool(publishers) and all(
-            info.qos_profile.reliability == ReliabilityPolicy.RELIABLE for info in publishers
-        )
+    def _publishers(self) -> list[TopicEndpointInfo]:
+        publishers: list[TopicEndpointInfo] = self._node.get_publishers_info_by_topic(self.topic)
+        return publishers
 
-    def _subscribe(self) -> Subscription:
+    def _choose(self) -> bool:
+        """Choose message type and reliability by what is offered; whether that is another type."""
+        publishers = self._publishers()
+        offered = {info.topic_type for info in publishers}
+        kind = next((kind for kind in self._kinds if kind.interface in offered), self._kind)
+        changed, self._kind = kind is not self._kind, kind
+        if self._auto:
+            self._reliable = all(
+                info.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+                for info in publishers
+                if info.topic_type == kind.interface
+            )
+        return changed
+
+    def _subscribe(self) -> None:
         wish = ReliabilityPolicy.RELIABLE if self._reliable else ReliabilityPolicy.BEST_EFFORT
         kinds = [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH]
         if not self._auto:
             kinds.append(QoSPolicyKind.RELIABILITY)
-        return self._node.create_subscription(
-            self._kind,
+        message = self._kind.message_class()
+        parse = message_reader(message)
+        subscription = self._node.create_subscription(
+            message,
             self.topic,
-            self._received,
+            lambda data: self._received(data, parse),
             QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=wish),
             qos_overriding_options=QoSOverridingOptions(kinds),
             raw=True,
             # rclpy warns of publishers that do not fit; with auto they will in a moment
             event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=not self._auto),
         )
+        self._subscriptions.append(subscription)
 
-    def _received(self, data: bytes) -> None:
-        self._on_picture(self._number, self.topic, data)
+    def _received(self, data: bytes, parse: Callable[[bytes], Any]) -> None:
+        if len(self._subscriptions) > 1:  # between two of them a picture may come twice
+            if data == self._last:
+                return
+            self._last = data
+        self._inbox.put_frame(self._number, Frame(self.topic, data, parse))
 
     def match(self) -> None:
         """Subscribe anew where the publishers that came and went offer something else now."""
-        if self._auto and self._offered() != self._reliable:
-            self._reliable = not self._reliable
-            self.close()
-            self._subscription = self._subscribe()
+        while len(self._subscriptions) > 1:  # the newer one has been found meanwhile
+            self._node.destroy_subscription(self._subscriptions.pop(0))
+        before = self._reliable
+        if self._choose():
+            self.close()  # a topic has one type within a process, so the other comes next time
+            self._node.get_logger().info(
+                f'{self.topic}: subscribing to {self._kind.kind}, as its publishers offer it'
+            )
+        elif not self._subscriptions:
+            try:
+                self._subscribe()
+            except RuntimeError as exc:  # the one before has not ended yet
+                self._node.get_logger().debug(str(exc))
+        elif before != self._reliable:
+            self._last = b''
+            self._subscribe()
             self._node.get_logger().info(
                 f'{self.topic}: subscribed {"reliable" if self._reliable else "best effort"}, as '
                 'its publishers offer it'
@@ -143,25 +195,94 @@ class Camera:
 
     def describe(self) -> str:
         """Say what is known of the topic, for someone who waits for a picture."""
-        publishers = self._node.count_publishers(self.topic)
-        return f'{self.topic} ({publishers} publisher{"" if publishers == 1 else "s"})'
+        publishers = self._publishers()
+        count = f'{len(publishers)} publisher{"" if len(publishers) == 1 else "s"}'
+        others = sorted({info.topic_type for info in publishers} - {self._kind.interface})
+        if others and len(others) == len({info.topic_type for info in publishers}):
+            cure = 'image_transport to auto' if others[0] in READABLE else 'its topic'
+            return (
+                f'{self.topic} ({count} of {", ".join(others)}, where {self._kind.kind} is '
+                f'expected: set {cure})'
+            )
+        return f'{self.topic} ({count}{"" if publishers else self._elsewhere()})'
+
+    def _elsewhere(self) -> str:
+        """Say where pictures are, while there are none here."""
+        shared = in_namespace(HBM_IMAGE.name, self._node.get_namespace())
+        plain = in_namespace(IMAGE.name, self._node.get_namespace())
+        for name, cure in (
+            (f'{self.topic}/compressed', 'set ros_img_sub_topic_name to that'),
+            (shared, 'set is_shared_mem_sub to 1'),
+            (plain, 'set ros_img_sub_topic_name to that, and is_shared_mem_sub to 0'),
+        ):
+            topic = self._node.resolve_topic_name(name)
+            if topic != self.topic and self._node.count_publishers(topic):
+                return f', but pictures on {topic}: {cure}'
+        return ''
+
+    def trouble(self, newest: float | None, limit: float) -> str:
+        """
+        Say what keeps pictures away; empty where they come.
+
+        :param newest: when the newest picture of any camera came; None: there is none
+        :param limit: seconds after which a picture is too old; 0: never
+        """
+        arrival = self._inbox.arrival(self._number)
+        if arrival is None or newest is None:
+            return f'no picture yet on {self.describe()}'
+        age = perf_counter() - arrival
+        if (
+            (limit and age > limit)
+            or newest - arrival > SILENCE
+            or (age > SILENCE and not self._publishers())
+        ):
+            return f'the last picture came {age:.0f} s ago on {self.describe()}'
+        return ''
 
     def close(self) -> None:
         """Unsubscribe; twice is harmless."""
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-            self._subscription = None
+        while self._subscriptions:
+            self._node.destroy_subscription(self._subscriptions.pop())
 
 
-def open_cameras(node: Node, config: NodeConfig, on_picture: OnPicture) -> list[Camera]:
-    """
-    Subscribe to every camera of the configuration.
+class Cameras:
+    """All cameras of a node; each answer is about the newest picture of each."""
 
-    :raises BackendMissing: the package of the message type is not here
-    """
-    kind = message_type(config)
-    topics = [HBM_IMAGE.name] if config.is_shared_mem_sub else topics_of(config)
-    return [
-        Camera(node, number, topic, kind, config.image_qos, on_picture)
-        for number, topic in enumerate(topics)
-    ]
+    def __init__(self, node: Node, config: NodeConfig, inbox: Inbox):
+        """
+        Subscribe to every camera of the configuration.
+
+        :raises BackendMissing: the package of the message type is not here
+        """
+        names = topics_of(config)
+        if config.is_shared_mem_sub:
+            names = [in_namespace(HBM_IMAGE.name, node.get_namespace())]
+        self._inbox = inbox
+        self._cameras = [
+            Camera(node, number, name, config, inbox) for number, name in enumerate(names)
+        ]
+
+    def match(self) -> None:
+        """Follow what the publishers offer."""
+        for camera in self._cameras:
+            camera.match()
+
+    def describe(self, numbers: Iterable[int]) -> str:
+        """Say what is known of some of the topics."""
+        return ', '.join(self._cameras[number].describe() for number in numbers)
+
+    def troubles(self, limit: float) -> list[str]:
+        """
+        Say what keeps pictures away.
+
+        :param limit: seconds after which a picture is too old; 0: never
+        """
+        arrivals = [self._inbox.arrival(number) for number in range(len(self._cameras))]
+        newest = max((time for time in arrivals if time is not None), default=None)
+        said = (camera.trouble(newest, limit) for camera in self._cameras)
+        return [text for text in said if text]
+
+    def close(self) -> None:
+        """Unsubscribe; twice is harmless."""
+        for camera in self._cameras:
+            camera.close()

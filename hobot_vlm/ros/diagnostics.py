@@ -1,15 +1,18 @@
 """
 What the node reports of itself, once a second on /diagnostics.
 
-``Statistics`` is filled by the worker and knows no ROS; ``Diagnostics`` publishes it.
+``Statistics`` is filled by those who answer and knows no ROS; ``Diagnostics`` publishes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+import threading
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.callback_groups import CallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from .outcome import Outcome
@@ -38,21 +41,23 @@ class Statistics:
     input_ms: float = 0.0
     publish_ms: float = 0.0
     last: Outcome | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, outcome: Outcome) -> None:
-        """Note what became of a prompt."""
-        self.last = outcome
-        self.error = outcome.error
-        if outcome.error:
-            self.failed += 1
-        elif outcome.reply.finish_reason == 'cancelled':
-            self.cancelled += 1
-        else:
-            self.answered += 1
+        """Note what became of a prompt; from any thread."""
+        with self.lock:
+            self.last = outcome
+            self.error = outcome.error
+            if outcome.error:
+                self.failed += 1
+            elif outcome.reply.finish_reason == 'cancelled':
+                self.cancelled += 1
+            else:
+                self.answered += 1
 
     def values(self) -> dict[str, object]:
-        """Give everything worth showing, by name."""
-        shown: dict[str, object] = {
+        """Give everything worth knowing, by name."""
+        values: dict[str, object] = {
             'answered': self.answered,
             'cancelled': self.cancelled,
             'failed': self.failed,
@@ -61,8 +66,8 @@ class Statistics:
         }
         if self.last is not None:
             reply = self.last.reply
-            shown |= {f'last {name}': value for name, value in reply.as_dict()['timings'].items()}
-            shown |= {
+            values |= {f'last {name}': value for name, value in reply.as_dict()['timings'].items()}
+            values |= {
                 'last finish_reason': reply.finish_reason,
                 'last prompt_tokens': reply.prompt_tokens,
                 'last reused_tokens': reply.reused_tokens,
@@ -70,37 +75,52 @@ class Statistics:
                 'last input_ms': round(self.input_ms, 3),
                 'last publish_ms': round(self.publish_ms, 3),
             }
-        return shown
+        return values
 
 
 class Diagnostics:
     """
     Publishes the state of a node in every state that it has.
 
+    :param group: of its timer
     :param state: gives a word for what the node does now
-    :param values: gives what else is worth showing
+    :param troubles: gives what the node waits for, or what keeps it from its work
+    :param values: gives what else is worth knowing
     """
 
     def __init__(
         self,
         node: Node,
         statistics: Statistics,
+        group: CallbackGroup,
+        *,
         state: Callable[[], str],
+        troubles: Callable[[], list[str]],
         values: Callable[[], dict[str, object]],
     ):
         self._node = node
         self._statistics = statistics
         self._state = state
+        self._troubles = troubles
         self._values = values
         self._publisher = node.create_publisher(DiagnosticArray, DIAGNOSTICS.name, 10)
-        self._timer = node.create_timer(PERIOD, self.publish)
+        # by a steady clock: that of the node may stand still (use_sim_time without /clock)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = node.create_timer(PERIOD, self.publish, callback_group=group, clock=steady)
 
     def publish(self) -> None:
         """Publish now, whatever the timer says."""
         error = self._statistics.error
         state = self._state()
+        troubles = '; '.join(self._troubles())
+        level = DiagnosticStatus.OK
+        if error:
+            level = DiagnosticStatus.ERROR
+        elif troubles:
+            level = DiagnosticStatus.WARN
         values = {
             'state': state,
+            'waits for': troubles,
             **self._values(),
             **self._statistics.values(),
             'memory_mb': round(resident_bytes() / 1e6, 1),
@@ -108,10 +128,10 @@ class Diagnostics:
         message = DiagnosticArray(
             status=[
                 DiagnosticStatus(
-                    level=DiagnosticStatus.ERROR if error else DiagnosticStatus.OK,
+                    level=level,
                     name=f'{self._node.get_name()}: answers',
                     hardware_id='',
-                    message=error or state,
+                    message=error or troubles or state,
                     values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
                 )
             ]

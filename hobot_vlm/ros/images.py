@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 import logging
+import re
 import sys
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BackendMissing, PictureError
+from ..vlm import read_image
 
 Array = npt.NDArray[Any]
 Convert = Callable[['Pixels', str], Array]
@@ -225,19 +227,22 @@ def rosbags_converter() -> Convert:
 
 def _decompress(message: Any) -> npt.NDArray[np.uint8]:
     """Give the picture of a sensor_msgs/CompressedImage."""
-    from ..image import load_rgb
-
-    if 'compressedDepth' in message.format:
-        raise PictureError(
-            f'compressed format {message.format!r}: expected a picture in colour '
-            'or grey, as in jpeg or png'
-        )
+    what = f'compressed image of format {message.format[:40]!r}'
+    # image_transport writes "ENCODING; CODEC compressed ENCODING", others the codec alone
+    encoding = message.format.partition(';')[0]
+    encoding = ALIASES.get(encoding.strip(), encoding.strip())
+    if 'compressedDepth' in message.format or re.fullmatch(r'(16|32|64)[USF]C\d*', encoding):
+        raise PictureError(f'{what}: expected a picture in colour or grey, as in jpeg or png')
     try:
-        return load_rgb(bytes(message.data))
+        rgb = read_image(bytes(message.data))
     except PictureError as exc:
-        raise PictureError(
-            f'compressed image of format {message.format[:40]!r}, {len(message.data)} bytes: {exc}'
-        ) from exc
+        raise PictureError(f'{what}, {len(message.data)} bytes: {exc}') from exc
+    if encoding.startswith('bayer_') and encoding in LAYOUTS:
+        grey = np.ascontiguousarray(rgb[..., 0])
+        if np.array_equal(rgb, np.broadcast_to(grey[..., None], rgb.shape)):
+            height, width = grey.shape  # a mosaic; whoever compressed colours took it apart before
+            return to_rgb(f'{encoding.rstrip("168")}8', height, width, width, grey)
+    return rgb
 
 
 def _rgb_of_hbm(message: Any) -> npt.NDArray[np.uint8]:

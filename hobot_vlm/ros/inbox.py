@@ -1,21 +1,25 @@
 """
 What waits for the worker: every prompt in order, and of each camera the newest picture.
 
-Subscriptions put in and return at once, one worker takes out. Knows no ROS and no model.
+Subscriptions put in and return at once, one worker gets out. Knows no ROS and no model.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 import math
 import threading
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: prompts that may wait; more are refused, with an error that the sender can see
 CAPACITY = 1000
+#: bytes of their texts: what a context of 32768 tokens holds, more than a hundred times over, and
+#: little to a board of 4 GB
+CAPACITY_BYTES = 16 * 2**20
 
 
 class Stamp(NamedTuple):
@@ -27,10 +31,15 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture as it came, still serialised: most are never looked at."""
+    """
+    A picture as it came, still serialised: most are never read.
+
+    :param parse: gives the message
+    """
 
     topic: str
     data: bytes
+    parse: Callable[[bytes], Any]
     received: float = field(default_factory=perf_counter)
 
 
@@ -44,13 +53,27 @@ class Prompt:
 
     :param stamp: when it came, by the node's clock
     :param frames: the pictures it is about; empty: the newest when its turn comes
+    :param id: what its sender calls it; None for a prompt in the queue
+    :param stop: stops the model, once that was asked
     """
 
     text: str
     stamp: Stamp
     frames: Frames = ()
+    id: str | None = None
     received: float = field(default_factory=perf_counter)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    stop: Callable[[], None] = lambda: None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its text."""
+        return len(self.text.encode('utf-8', 'surrogatepass'))
+
+    def cancel(self) -> None:
+        """Let its answer end."""
+        self.cancelled.set()
+        self.stop()
 
 
 class Reset:
@@ -61,15 +84,19 @@ Work = Prompt | Reset | Frames
 
 
 class Inbox:
-    """Holds what arrives until the worker takes it; all methods are safe from any thread."""
+    """Holds what arrives until the worker gets it; all methods are safe from any thread."""
 
     def __init__(self, cameras: int = 0) -> None:
         """:param cameras: number of pictures that belong to a question"""
-        self.seen = 0  # frames that came, and those that were never looked at
-        self.skipped = 0
+        self.received = 0  # frames that came, and those that were never read
+        self.dropped = 0
+        #: cameras that a prompt waits for
+        self.missing: tuple[int, ...] = ()
         self._frames: list[Frame | None] = [None] * cameras
-        self._looked_at: Frames = ()
+        self._used: Frames = ()
+        self._first: Future[None] = Future()  # done once each camera has a picture
         self._waiting: deque[Prompt | Reset] = deque()
+        self._bytes = 0
         self._running: Prompt | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -79,36 +106,45 @@ class Inbox:
 
     @property
     def running(self) -> Prompt | None:
-        """The prompt that the worker took last and has not finished."""
+        """The prompt that the worker got last and has not finished."""
         return self._running
+
+    @property
+    def closed(self) -> bool:
+        """Whether the worker is to end."""
+        return self._closed
 
     # -- putting in --------------------------------------------------------------------------
 
     def put(self, item: Prompt | Reset) -> bool:
         """Add to the queue; False when it is full."""
         with self._changed:
-            if len(self._waiting) >= CAPACITY and isinstance(item, Prompt):
-                return False
+            if isinstance(item, Prompt):
+                if len(self._waiting) >= CAPACITY or self._bytes + item.size > CAPACITY_BYTES:
+                    return False
+                self._bytes += item.size
             self._waiting.append(item)
             self._changed.notify_all()
             return True
 
-    def show(self, camera: int, frame: Frame) -> None:
+    def put_frame(self, camera: int, frame: Frame) -> None:
         """Replace the newest picture of a camera."""
         with self._changed:
             before = self._frames[camera]
-            self.seen += 1
-            self.skipped += before is not None and before not in self._looked_at
+            self.received += 1
+            self.dropped += before is not None and before not in self._used
             self._frames[camera] = frame
+            if self.newest() and not self._first.done():
+                self._first.set_result(None)
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let the worker look again at what it wants to watch."""
+        """Let the worker see whether it wants something else now."""
         with self._changed:
             self._changed.notify_all()
 
     def open(self) -> None:
-        """Let the worker take what is there."""
+        """Let the worker have what is there."""
         with self._changed:
             self._closed = False
 
@@ -117,32 +153,30 @@ class Inbox:
         with self._changed:
             self._closed = True
             self._frames = [None] * len(self._frames)
+            if self._first.done():
+                self._first = Future()
             self._changed.notify_all()
 
-    def cancel(self, stop_model: Callable[[], None]) -> bool:
-        """
-        Stop the prompt that is being answered; False when there is none.
-
-        :param stop_model: called while the worker cannot go on to the next prompt
-        """
+    def cancel(self) -> bool:
+        """Stop the prompt that is being answered; False when there is none."""
         with self._changed:
             if self._running is None:
                 return False
-            self._running.cancelled.set()
-            stop_model()
+            self._running.cancel()  # here, where the worker cannot go on to the next one
             self._changed.notify_all()
             return True
 
     def drain(self) -> list[Prompt]:
-        """Take out the prompts that nobody will answer any more."""
+        """Give the prompts that nobody will answer any more; none waits after that."""
         with self._changed:
             left = [item for item in self._waiting if isinstance(item, Prompt)]
             self._waiting.clear()
+            self._bytes = 0
             return left
 
-    # -- taking out --------------------------------------------------------------------------
+    # -- getting out -------------------------------------------------------------------------
 
-    def take(self, due: Callable[[], float]) -> Work | None:
+    def get(self, due: Callable[[], float]) -> Work | None:
         """
         Wait for the next prompt, or for fresh pictures while no prompt waits.
 
@@ -156,12 +190,13 @@ class Inbox:
                     item = self._waiting.popleft()
                     if isinstance(item, Prompt):
                         self._running = item
+                        self._bytes -= item.size
                     return item
                 wait = due()
                 if wait <= 0:
-                    frames = self._newest()
-                    if frames and frames != self._looked_at:
-                        self._looked_at = frames
+                    frames = self.newest()
+                    if frames and frames != self._used:
+                        self._used = frames
                         return frames
                 self._changed.wait(wait if 0 < wait < math.inf else None)
             return None
@@ -177,27 +212,37 @@ class Inbox:
         with self._changed:
             self._running = None
 
-    def pictures(self, prompt: Prompt, on_wait: Callable[[list[int]], None]) -> Frames:
+    def frames_for(self, prompt: Prompt) -> Frames:
         """
         Give the newest picture of each camera, waiting for the first of each.
 
-        :param on_wait: called once with the cameras that have shown nothing yet
         :return: empty once the prompt was cancelled or the inbox closed
         """
         with self._changed:
-            told = False
-            while not (prompt.cancelled.is_set() or self._closed):
-                frames = self._newest()
-                if frames:
-                    self._looked_at = frames
-                    return frames
-                if told:
+            try:
+                while not (prompt.cancelled.is_set() or self._closed):
+                    frames = self.newest()
+                    if frames:
+                        self._used = frames
+                        return frames
+                    self.missing = tuple(
+                        i for i, frame in enumerate(self._frames) if frame is None
+                    )
                     self._changed.wait()
-                else:
-                    told = True
-                    on_wait([i for i, frame in enumerate(self._frames) if frame is None])
+            finally:
+                self.missing = ()
             return ()
 
-    def _newest(self) -> Frames:
+    def newest(self) -> Frames:
+        """Give the newest picture of each camera; empty until each has shown one."""
         frames = tuple(frame for frame in self._frames if frame is not None)
         return frames if len(frames) == len(self._frames) else ()
+
+    def arrival(self, camera: int) -> float | None:
+        """Say when the newest picture of a camera came; None: it has shown none."""
+        frame = self._frames[camera]
+        return frame.received if frame is not None else None
+
+    def first_frames(self) -> Future[None]:
+        """Give what is done once each camera has shown a picture; of an open inbox."""
+        return self._first

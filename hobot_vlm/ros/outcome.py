@@ -13,11 +13,15 @@ from typing import Any
 from .inbox import Prompt, Stamp
 from ..values import Reply
 
+#: characters of a prompt that its reply repeats: enough to know it by, and no second copy of a
+#: prompt of megabytes
+ECHO = 1000
+
 
 @dataclass(frozen=True)
-class Shown:
+class ImageInfo:
     """
-    A picture that a question was asked about.
+    Where a picture came from that a question was asked about.
 
     :param age: seconds from when it was taken to when the question's turn came
     :param width: in pixels; 0 where it could not be read
@@ -47,32 +51,43 @@ class Outcome:
     """
     What became of a prompt.
 
-    :param shown: the pictures it was about
+    :param images: the pictures it was about
     :param error: why there is no whole answer; empty where there is
     :param started: when the model was asked
     """
 
     prompt: Prompt
     reply: Reply
-    shown: tuple[Shown, ...] = ()
+    images: tuple[ImageInfo, ...] = ()
     error: str = ''
     started: Stamp = Stamp(0, 0)
 
     @property
     def stamp(self) -> Stamp:
         """When the first picture was taken; without one, when the prompt came."""
-        return self.shown[0].stamp if self.shown else self.prompt.stamp
+        return self.images[0].stamp if self.images else self.prompt.stamp
+
+    @property
+    def frame_id(self) -> str:
+        """Of the first picture; empty without one."""
+        return self.images[0].frame_id if self.images else ''
 
     def as_json(self) -> str:
         """Write the reply as it is published."""
         return json.dumps(
             {
+                **({'id': self.prompt.id} if self.prompt.id is not None else {}),
                 **self.reply.as_dict(),
-                'prompt': self.prompt.text,
+                'prompt': shortened(self.prompt.text),
                 'stamp': self.stamp._asdict(),
-                'frame_id': self.shown[0].frame_id if self.shown else '',
-                'pictures': [shown.as_dict() for shown in self.shown],
+                'frame_id': self.frame_id,
+                'pictures': [image.as_dict() for image in self.images],
                 'error': self.error,
             },
             ensure_ascii=False,
         )
+
+
+def shortened(text: str, length: int = ECHO) -> str:
+    """Give a text, or the beginning of a long one."""
+    return text if len(text) <= length else f'{text[: length - 1]}…'

@@ -7,9 +7,11 @@ Knows how ROS spells a type and a range. What an option means, and what it may b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, replace
 import difflib
+import os
+from pathlib import Path
 from typing import Any
 
 from rcl_interfaces.msg import (
@@ -18,14 +20,22 @@ from rcl_interfaces.msg import (
     ParameterDescriptor,
     SetParametersResult,
 )
+from rclpy.exceptions import InvalidTopicNameException
+from rclpy.expand_topic_name import expand_topic_name
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.validate_full_topic_name import validate_full_topic_name
 
-from ..config import checked, NodeConfig
+from .arguments import same
+from .topics import in_namespace
+from ..config import checked, default_of, NodeConfig
 from ..errors import ConfigError
 
 FIELDS = {item.name: item for item in fields(NodeConfig)}
 LIVE = tuple(name for name, item in FIELDS.items() if item.metadata['live'])
+TOPICS = tuple(name for name in FIELDS if name.endswith('topic_name'))
+#: what names a file, and nothing else
+FILES = ('image', 'model_file_name', 'llm_model_name', 'lora', 'state_file')
 
 #: what ROS itself may set on any node
 OF_ROS = (
@@ -56,37 +66,65 @@ def descriptor(item: Field[Any]) -> ParameterDescriptor:
     return described
 
 
-def declare(node: Node) -> NodeConfig:
+def declare(node: Node, typed: Mapping[str, Sequence[str]] | None = None) -> NodeConfig:
     """
     Declare every option and give what the user chose.
 
+    :param typed: what was typed for each, where that is known
     :raises ConfigError: a value that the option cannot have
     """
     given: dict[str, Parameter] = node._parameter_overrides
     warn_of_unknown(node, given)
     values = {}
     for name, item in FIELDS.items():
-        value = spoken(item, given[name].value) if name in given else item.default
-        values[name] = checked(item, value)
+        value = default_of(item)
+        if name in TOPICS:
+            value = in_namespace(value, node.get_namespace())
+        if name in given:
+            value = of_option(item, given[name].value, (typed or {}).get(name, ()))
+        values[name] = value
         # ROS would refuse temperature:=1 and user_prompt:=42, so the override is put in here
         node.declare_parameter(name, values[name], descriptor(item), ignore_override=True)
-    return valid(NodeConfig.from_flat(values))
+    values |= {name: os.path.expanduser(values[name]) for name in FILES}
+    config = valid(NodeConfig.from_flat(values))
+    check_topics(node, config)
+    return config
 
 
-def spoken(item: Field[Any], value: Any) -> Any:
-    """Give a value as the user wrote it: ROS reads 42, true and [a, b] as more than text."""
-    if not isinstance(item.default, str) or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return str(value)
+def as_text(value: Any, typed: Sequence[str] = (), choices: Sequence[str] = ()) -> Any:
+    """
+    Give the text that the user wrote: ROS reads 1.50, yes and [a, b] as more than text.
+
+    :param typed: what was written for the option; where that is not known, as ROS would write it
+    :param choices: of the option
+    :return: a value that no text stands behind as it is
+    """
+    if value is None:  # what YAML took for a comment, or for nothing
+        return typed[-1] if typed else ''
+    if isinstance(value, (bool, int, float)):
+        written = [word for word in typed if same(word, value)]
+        if written:
+            return written[-1]
+        if isinstance(value, bool) and ('on' if value else 'off') in choices:
+            return 'on' if value else 'off'
+        return str(value).lower() if isinstance(value, bool) else str(value)
     if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
         return ','.join(value)
     return value
 
 
-def warn_of_unknown(node: Node, given: dict[str, Parameter]) -> None:
+def of_option(item: Field[Any], value: Any, typed: Sequence[str] = ()) -> Any:
+    """
+    Give a value in the type of its option.
+
+    :raises ConfigError: the option cannot have it
+    """
+    if isinstance(item.default, str):
+        value = as_text(value, typed, item.metadata['choices'])
+    return checked(item, value)
+
+
+def warn_of_unknown(node: Node, given: Mapping[str, Parameter]) -> None:
     """Say which parameters nobody reads; ROS drops them in silence."""
     for name in given:
         if name not in FIELDS and not name.startswith(OF_ROS):
@@ -98,6 +136,24 @@ def warn_of_unknown(node: Node, given: dict[str, Parameter]) -> None:
 def current(node: Node, config: NodeConfig) -> NodeConfig:
     """Give the configuration with the values that live parameters have now."""
     return replace(config, **{name: node.get_parameter(name).value for name in LIVE})
+
+
+def typed_by_option(changes: Sequence[Parameter]) -> list[Parameter]:
+    """
+    Give parameters the types of their options: to ROS, 1 is no number with a fraction.
+
+    What cannot be is left as it is; ``check_change`` or ROS itself refuses it.
+    """
+    typed = []
+    for change in changes:
+        item = FIELDS.get(change.name)
+        if item is not None:
+            try:
+                change = Parameter(change.name, value=of_option(item, change.value))
+            except ConfigError:
+                pass
+        typed.append(change)
+    return typed
 
 
 def check_change(config: NodeConfig, changes: Sequence[Parameter]) -> SetParametersResult:
@@ -139,6 +195,57 @@ def valid(config: NodeConfig) -> NodeConfig:
             'ros_img_sub_topic_name',
         )
     return config
+
+
+def check_topics(node: Node, config: NodeConfig) -> None:
+    """
+    Check the names of the topics.
+
+    :raises ConfigError: ROS does not take one
+    """
+    for option in TOPICS:
+        several = option == 'ros_img_sub_topic_name'
+        for name in topics_of(config) if several else [getattr(config, option)]:
+            check_topic(node, option, name)
+
+
+def check_topic(node: Node, option: str, name: str) -> None:
+    """
+    Check the name of a topic.
+
+    :raises ConfigError: ROS does not take it
+    """
+    try:
+        full = expand_topic_name(name, node.get_name(), node.get_namespace())
+        validate_full_topic_name(full)
+    except (InvalidTopicNameException, ValueError) as exc:
+        # "Invalid topic name: REASON:\n ..." or "topic name ... is invalid: REASON, at /..."
+        reason = str(exc).partition('nvalid')[2].partition(': ')[2]
+        reason = reason.partition(':\n')[0].partition(', at /')[0]
+        raise ConfigError(
+            f'{option} is {name[:100]!r}: {reason}; expected a name such as /camera/image', option
+        ) from exc
+
+
+def check_state_file(config: NodeConfig) -> None:
+    """
+    Check that a conversation can be kept.
+
+    :raises ConfigError: ``state_file`` is something else than a file, or has no folder
+    """
+    path = Path(config.state_file)
+    if not config.state_file:
+        return
+    if path.exists() and not path.is_file():
+        what = 'a folder' if path.is_dir() else 'no file, but a device, pipe or socket'
+        raise ConfigError(
+            f'state_file is {path}, and that is {what}: give the name of a file', 'state_file'
+        )
+    if not path.resolve().parent.is_dir():
+        raise ConfigError(
+            f'state_file is {path}: there is no folder {path.resolve().parent}; make it',
+            'state_file',
+        )
 
 
 def topics_of(config: NodeConfig) -> list[str]:

@@ -67,10 +67,10 @@ def perfs(outcome: Outcome) -> list[Any]:
 def phases(timings: Timings) -> dict[str, float]:
     """Give the milliseconds of the phases, under their names on a robot."""
     return {
-        'preprocess': timings.preprocess_ms,
-        'vision': timings.encode_ms,
-        'prefill': timings.prefill_ms,
-        'decode': timings.decode_ms,
+        'preprocess': float(timings.preprocess_ms),  # the generated code aborts on an int
+        'vision': float(timings.encode_ms),
+        'prefill': float(timings.prefill_ms),
+        'decode': float(timings.decode_ms),
     }
 
 
@@ -92,7 +92,7 @@ def detections(outcome: Outcome) -> Any:
 
 def header(outcome: Outcome) -> Header:
     """Give the header of the first picture; without one, when the prompt came."""
-    frame_id = outcome.shown[0].frame_id if outcome.shown else ''
+    frame_id = outcome.frame_id
     return Header(
         stamp=Time(sec=outcome.stamp.sec, nanosec=outcome.stamp.nanosec), frame_id=frame_id
     )

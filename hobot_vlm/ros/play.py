@@ -7,26 +7,32 @@ It stands in for a camera driver in ``local.launch.py`` and knows nothing of mod
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-import sys
+import signal
+import threading
 from typing import Any
 
-from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rcl_interfaces.msg import ParameterDescriptor
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 from sensor_msgs.msg import Image
 
-from .topics import IMAGE
+from . import arguments as command_line
+from .parameters import as_text, check_topic
+from .process import check_arguments, end_ros, start_ros
+from .topics import IMAGE, in_namespace
 from ..errors import ConfigError, PictureError, VlmError
-from ..image import load_rgb
+from ..vlm import read_image
 
+NAME = 'play_images'
 BUNDLED = Path(__file__).parent.parent / 'demo'
+#: pictures a second
+SLOWEST, FASTEST = 0.01, 1000.0
 SUFFIXES = frozenset('.avif .bmp .gif .jp2 .jpeg .jpg .png .ppm .tif .tiff .webp'.split())
 
 
@@ -37,39 +43,65 @@ class PicturePlayer(Node):
     ``done`` is fulfilled after the last picture of a round that is not to be repeated.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__('play_images', **kwargs)
-        folder = self._option('folder', '', 'folder of the pictures; empty: the bundled sample')
-        self._folder = Path(folder or BUNDLED).expanduser()
-        self._frame_id = self._option('frame_id', 'camera', 'frame_id of every picture')
-        self._loop = self._option(
-            'loop',
-            True,
-            'begin again after the last picture; if not, wait '
-            'for a subscriber, play once and exit',
-        )
-        rate = self._option('rate', 1.0, 'pictures a second', (0.01, 1000.0))
-        topic = self._option('topic', IMAGE.name, 'where the pictures go')
-        self._round = iter(self._pictures())
+    def __init__(self, typed: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+        """
+        Begin to play.
+
+        :param typed: what stands on the command line for each parameter
+        :raises ConfigError: a parameter with a value that it cannot have
+        """
+        super().__init__(NAME, **kwargs)
+        self._typed = typed
+        try:
+            folder = self._text('folder', '', 'folder of the pictures; empty: the bundled sample')
+            self._folder = Path(folder or BUNDLED).expanduser()
+            self._frame_id = self._text('frame_id', 'camera', 'frame_id of every picture')
+            self._loop = self._loops()
+            rate = self._rate()
+            named = in_namespace(IMAGE.name, self.get_namespace())
+            topic = self._text('topic', named, 'where the pictures go')
+            check_topic(self, 'topic', topic)
+            self._round = iter(self._pictures())
+        except VlmError:
+            self.destroy_node()
+            raise
         self._left_out: set[Path] = set()
         self._publisher = self.create_publisher(
             Image, topic, QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
         )
         self.done: Future = Future()
-        self.create_timer(1.0 / rate, self._tick)
+        # by a steady clock: that of the node may stand still (use_sim_time without /clock)
+        self.create_timer(1.0 / rate, self._tick, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.get_logger().info(
             f'playing {self._folder} on {self._publisher.topic_name}, {rate:g} a second'
         )
 
-    def _option(
-        self, name: str, default: Any, doc: str, limits: tuple[float, float] | None = None
-    ) -> Any:
-        descriptor = ParameterDescriptor(description=doc, read_only=True)
-        if limits:
-            descriptor.floating_point_range = [
-                FloatingPointRange(from_value=limits[0], to_value=limits[1])
-            ]
+    def _option(self, name: str, default: Any, doc: str) -> Any:
+        descriptor = ParameterDescriptor(description=doc, read_only=True, dynamic_typing=True)
         return self.declare_parameter(name, default, descriptor).value
+
+    def _text(self, name: str, default: str, doc: str) -> str:
+        value = as_text(self._option(name, default, doc), self._typed.get(name, ()))
+        if not isinstance(value, str):
+            raise ConfigError(f'{name} is {str(value)[:80]}: expected text', name)
+        return value
+
+    def _loops(self) -> bool:
+        doc = 'begin again after the last picture; if not, wait for a subscriber, play once, exit'
+        value = self._option('loop', True, doc)
+        if value not in (True, False):
+            raise ConfigError(f'loop is {str(value)[:80]!r}: expected true or false', 'loop')
+        return bool(value)
+
+    def _rate(self) -> float:
+        value = self._option('rate', 1.0, 'pictures a second')
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not SLOWEST <= value <= FASTEST:
+            raise ConfigError(
+                f'rate is {str(value)[:80]!r}: expected a number from {SLOWEST:g} to {FASTEST:g}',
+                'rate',
+            )
+        return float(value)
 
     def _pictures(self) -> list[Path]:
         """List the folder, which may have changed since the last round."""
@@ -128,7 +160,7 @@ def to_message(path: Path) -> Image:
 
     :raises PictureError: it cannot be read
     """
-    rgb = load_rgb(path)
+    rgb = read_image(path)
     height, width, _ = rgb.shape
     # An array is taken over as it is; bytes would be checked one by one.
     return Image(
@@ -136,26 +168,23 @@ def to_message(path: Path) -> Image:
     )
 
 
-def main(args: list[str] | None = None) -> int:
+def run(arguments: list[str]) -> int:
     """Play until interrupted, or to the end of the folder; give the exit status."""
-    rclpy.init(args=args)
-    player = None
+    check_arguments(arguments, NAME, '-p folder:=$HOME/Pictures -p rate:=2')
+    interrupted = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: interrupted.set())
+    start_ros(arguments, NAME)
     try:
-        player = PicturePlayer()
-        rclpy.spin_until_future_complete(player, player.done)
+        player = PicturePlayer(command_line.as_typed(arguments))
+        while not (interrupted.is_set() or player.done.done()):
+            rclpy.spin_once(player, timeout_sec=0.1)
+        player.destroy_node()
         if player.done.done():
             player.done.result()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (VlmError, ParameterException) as exc:
-        rclpy.logging.get_logger('play_images').fatal(str(exc))
+    except VlmError as exc:
+        rclpy.logging.get_logger(NAME).fatal(str(exc))
         return 1
     finally:
-        if player is not None:
-            player.destroy_node()
-        rclpy.try_shutdown()
+        end_ros()
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

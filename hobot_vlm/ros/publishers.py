@@ -1,5 +1,5 @@
 """
-The publishers of answers: speech, result, reply, perception, boxes.
+The publishers of answers: speech, result, reply, perception, boxes, pieces of requests.
 
 Knows topics and quality of service. What is published here has been decided elsewhere;
 docs/reply.md describes the reply.
@@ -7,6 +7,7 @@ docs/reply.md describes the reply.
 
 from __future__ import annotations
 
+import json
 from time import monotonic, sleep
 
 from rclpy.duration import Duration
@@ -21,14 +22,16 @@ from .outcome import Outcome
 from .perception import detections, perception_targets
 from ..config import NodeConfig
 
+#: deep enough for a burst: pieces of some hundred answers side by side
 SPOKEN = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+PIECES = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 #: a late joiner gets the last one
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
 
 
-class Outputs:
+class Publishers:
     """The publishers of a configured node."""
 
     def __init__(self, node: Node, config: NodeConfig):
@@ -38,6 +41,7 @@ class Outputs:
         self._speech = self._publisher(String, config.text_msg_pub_topic_name, SPOKEN)
         self._result = self._publisher(String, config.result_pub_topic_name, LATCHED)
         self._reply = self._publisher(String, topics.REPLY.name, SPOKEN)
+        self._chunk = self._publisher(String, topics.CHUNK.name, PIECES)
         self._detection = bool(config.parser_mode)
         self._targets = self._optional(topics.TARGETS, config.ai_msg_pub_topic_name)
         self._detections: Publisher | None = None
@@ -67,7 +71,7 @@ class Outputs:
 
     def finish(self, outcome: Outcome) -> None:
         """Publish what became of a prompt; a failed one has a reply, but no result."""
-        self._reply.publish(String(data=outcome.as_json()))
+        self.reply(outcome)
         if outcome.error:
             return
         self._result.publish(String(data=outcome.reply.text))
@@ -75,6 +79,15 @@ class Outputs:
             self._targets.publish(perception_targets(outcome, self._detection))
         if self._detections is not None:
             self._detections.publish(detections(outcome))
+
+    def reply(self, outcome: Outcome) -> None:
+        """Publish the reply to a prompt or a request."""
+        self._reply.publish(String(data=outcome.as_json()))
+
+    def chunk(self, number: str, text: str) -> None:
+        """Publish a piece of the answer to the request with this id."""
+        data = json.dumps({'id': number, 'text': text}, ensure_ascii=False)
+        self._chunk.publish(String(data=data))
 
     def wait_for_listeners(self, seconds: float) -> None:
         """

@@ -27,6 +27,11 @@ class Topic:
     kind: str
     doc: str
 
+    @property
+    def interface(self) -> str:
+        """Give its type as the graph spells it."""
+        return self.kind.replace('/', '/msg/')
+
     def message_class(self) -> Any:
         """
         Import the class of its messages.
@@ -39,11 +44,22 @@ class Topic:
 
 _named = {item.name: default_of(item) for item in fields(NodeConfig)}
 
+
+def in_namespace(name: str, namespace: str) -> str:
+    """
+    Give the name of a topic that nobody named for a node in this namespace.
+
+    The names are absolute, as on a board; in a namespace they follow it, so that two robots
+    share none.
+    """
+    return name if namespace == '/' else name.removeprefix('/')
+
+
 IMAGE = Topic(
     _named['ros_img_sub_topic_name'], 'sensor_msgs/Image', 'in; pictures, the newest is kept'
 )
 COMPRESSED_IMAGE = Topic(
-    IMAGE.name, 'sensor_msgs/CompressedImage', 'in; with `image_transport:=compressed`'
+    IMAGE.name, 'sensor_msgs/CompressedImage', 'in, instead, where that is what a camera publishes'
 )
 HBM_IMAGE = Topic(
     '/hbmem_img', 'hbm_img_msgs/HbmMsg1080P', 'in, instead, with `is_shared_mem_sub:=1`'
@@ -52,6 +68,12 @@ PROMPT = Topic(
     _named['ros_string_sub_topic_name'],
     'std_msgs/String',
     'in; up to 1000 prompts wait, and are answered in order',
+)
+REQUEST = Topic(
+    '~/request',
+    'std_msgs/String',
+    'in; [JSON](docs/requests.md): a question with an id, its own options and pictures; '
+    'any number are answered side by side',
 )
 SPEECH = Topic(
     _named['text_msg_pub_topic_name'],
@@ -65,6 +87,11 @@ REPLY = Topic(
     '~/reply',
     'std_msgs/String',
     'out; [JSON](docs/reply.md): answer, token counts, timings, stamp, or the error',
+)
+CHUNK = Topic(
+    '~/chunk',
+    'std_msgs/String',
+    'out; [JSON](docs/requests.md): the answers to requests, piece by piece',
 )
 TARGETS = Topic(
     _named['ai_msg_pub_topic_name'],
@@ -88,7 +115,7 @@ RESET = Topic(
 )
 
 ALL = (
-    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT),
-    *(SPEECH, RESULT, REPLY, TARGETS, DETECTIONS, DIAGNOSTICS),
+    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT, REQUEST),
+    *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS, DIAGNOSTICS),
     *(CANCEL, RESET),
 )

@@ -4,6 +4,7 @@ Processes around the node that a test can kill: a camera, somebody who asks, the
 python actors.py camera RATE                 publishes a new picture RATE times a second
 python actors.py asker COUNT                 publishes prompts; prints a line once all of them are
                                              acknowledged, and goes on publishing
+python actors.py slow FILE --ros-args ...    the node, whose model is loaded once FILE is there
 python actors.py node FILE --ros-args ...    the node; FILE gets a line of JSON for each callback:
                                              its seconds, or a prompt and the picture before it
 """
@@ -19,8 +20,9 @@ import struct
 import sys
 from time import perf_counter, sleep
 
-from hobot_vlm.image import load_rgb
-from hobot_vlm.ros import node as node_module
+from hobot_vlm.ros import assembly, main
+from hobot_vlm.ros.inbox import Inbox
+from hobot_vlm.vlm import read_image
 import rclpy
 from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -38,7 +40,7 @@ def camera(rate: float) -> None:
     rclpy.init()
     node = rclpy.create_node('camera')
     publisher = node.create_publisher(Image, '/image', NEWEST)
-    rgb = load_rgb(SAMPLE)
+    rgb = read_image(SAMPLE)
     rows = [i * rgb.shape[0] // 480 for i in range(480)]
     columns = [i * rgb.shape[1] // 640 for i in range(640)]
     message = Image(height=480, width=640, encoding='rgb8', step=3 * 640)
@@ -74,27 +76,40 @@ def asker(count: int) -> None:
 def watched_node(path: str) -> None:
     """Run the node, and note how long its callbacks take and what they meet."""
     lines = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    on_picture, on_prompt = node_module.VlmNode._on_picture, node_module.VlmNode._on_prompt
+    put_frame, on_prompt = Inbox.put_frame, assembly.Assembly._on_prompt
     newest = (0, 0)
 
     def note(**what: object) -> None:
         os.write(lines, (json.dumps(what) + '\n').encode())
 
-    def watched_picture(self, camera, topic, data) -> None:
+    def watched_picture(self, camera, frame) -> None:
         nonlocal newest
         began = perf_counter()
-        on_picture(self, camera, topic, data)
+        put_frame(self, camera, frame)
         seconds = perf_counter() - began
-        newest = struct.unpack_from('<iI', data, 4)  # the stamp comes first
+        newest = struct.unpack_from('<iI', frame.data, 4)  # the stamp comes first
         note(seconds=seconds)
 
     def watched_prompt(self, message) -> None:
         note(prompt=message.data, newest=newest)
         on_prompt(self, message)
 
-    node_module.VlmNode._on_picture = watched_picture
-    node_module.VlmNode._on_prompt = watched_prompt
-    node_module.main(['hobot_vlm', *sys.argv[3:]])
+    Inbox.put_frame = watched_picture
+    assembly.Assembly._on_prompt = watched_prompt
+    main.main(['hobot_vlm', *sys.argv[3:]])
+
+
+def slow_node(path: str) -> None:
+    """Run the node with a model that takes as long to load as the test wants."""
+    load = assembly.VLM
+
+    def load_later(config):
+        while not Path(path).exists():
+            sleep(0.01)
+        return load(config)
+
+    assembly.VLM = load_later
+    main.main(['hobot_vlm', *sys.argv[3:]])
 
 
 if __name__ == '__main__':
@@ -102,5 +117,7 @@ if __name__ == '__main__':
         camera(float(sys.argv[2]))
     elif sys.argv[1] == 'asker':
         asker(int(sys.argv[2]))
+    elif sys.argv[1] == 'slow':
+        slow_node(sys.argv[2])
     else:
         watched_node(sys.argv[2])

@@ -62,7 +62,7 @@ class NodeProcess:
     :param program: what runs it instead, with its arguments
     """
 
-    def __init__(self, log: Path, parameters, env=None, program=('-m', 'hobot_vlm.ros.node')):
+    def __init__(self, log: Path, parameters, env=None, program=('-m', 'hobot_vlm.ros.main')):
         command = [sys.executable, *program, '--ros-args']
         # threads that wait for each other are slow on a machine that does other things too
         for name, value in ({'llm_threads': 1, 'encoder_threads': 1} | parameters).items():
@@ -117,10 +117,12 @@ class Robot:
         self.heard = defaultdict(list)
         self._changed = threading.Condition()
         self._prompts = self.node.create_publisher(String, '/prompt_text', RELIABLE)
+        self._requests = self.node.create_publisher(String, '/hobot_vlm/request', RELIABLE)
         self._images = None
         self._stamp = 0
         for topic in SAID:
             self.listen(topic, String)
+        self.listen('/hobot_vlm/chunk', String)
         self.listen('/diagnostics', DiagnosticArray)
         self._clients = {
             name: self.node.create_client(kind, f'/hobot_vlm/{name}')
@@ -184,6 +186,7 @@ class Robot:
             lambda: (
                 not (
                     self._prompts.get_subscription_count()
+                    or self._requests.get_subscription_count()
                     or any(map(self.node.count_publishers, SAID))
                 )
             ),
@@ -241,6 +244,20 @@ class Robot:
     def say(self, text):
         """Publish a prompt."""
         self._prompts.publish(String(data=text))
+
+    def request(self, fields):
+        """Publish a request; text goes as it is."""
+        text = fields if isinstance(fields, str) else json.dumps(fields)
+        self.wait('requests are read', self._requests.get_subscription_count)
+        self._requests.publish(String(data=text))
+
+    def reply_to(self, number, limit=LIMIT):
+        """Wait for the reply to the request with this id."""
+
+        def found():
+            return [reply for reply in self.replies() if reply.get('id') == number]
+
+        return self.wait(f'a reply to request {number!r}', found, limit)[0]
 
     def ask(self, text, limit=LIMIT):
         """Publish a prompt and wait for its reply."""

@@ -4,6 +4,7 @@ from array import array
 import sys
 from types import ModuleType
 
+import cv2
 from hobot_vlm.errors import PictureError
 from hobot_vlm.ros import images
 from hobot_vlm.ros.images import LAYOUTS, rgb_of, to_rgb
@@ -198,6 +199,45 @@ def test_compressed(tmp_path):
         rgb_of(CompressedImage(format='png', data=array('B', b'no image.')))
     with pytest.raises(PictureError, match='compressedDepth'):
         rgb_of(CompressedImage(format='16UC1; compressedDepth png'))
+
+
+@pytest.mark.parametrize('order', ['rggb', 'bggr', 'gbrg', 'grbg'])
+@pytest.mark.parametrize('deep', [False, True])
+def test_a_compressed_mosaic(order, deep):
+    """Its format says what it is; taken apart, it is the picture that it was made of."""
+    x, y = np.meshgrid(np.linspace(0, 1, 64), np.linspace(0, 1, 48))
+    rgb = np.stack([40 + 160 * x, 60 + 120 * y, 200 - 150 * x], axis=-1)
+    mosaic = np.empty((48, 64), np.uint16 if deep else np.uint8)
+    for place, colour in enumerate(order):
+        at = (slice(place // 2, None, 2), slice(place % 2, None, 2))
+        mosaic[at] = rgb[..., 'rgb'.index(colour)][at] * (257 if deep else 1)
+    data = cv2.imencode('.png', mosaic)[1].tobytes()
+    encoding = f'bayer_{order}{16 if deep else 8}'
+    for form in (f'{encoding}; png compressed {encoding}', f'{encoding}; png compressed '):
+        got = rgb_of(CompressedImage(format=form, data=array('B', data)))
+        assert np.abs(got[2:-2, 2:-2] - rgb[2:-2, 2:-2]).max() < 8
+    # whoever compressed colours took the mosaic apart before
+    data = cv2.imencode('.png', rgb[..., ::-1].astype(np.uint8))[1].tobytes()
+    form = f'{encoding}; png compressed bgr8'
+    got = rgb_of(CompressedImage(format=form, data=array('B', data)))
+    np.testing.assert_array_equal(got, rgb.astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    'form', ['16UC1; png compressed 16UC1', '32FC1; compressedDepth png', '32FC1; tiff compressed']
+)
+def test_a_compressed_depth_is_no_picture(form):
+    data = cv2.imencode('.png', np.zeros((4, 4), np.uint16))[1].tobytes()
+    with pytest.raises(PictureError, match='expected a picture in colour or grey'):
+        rgb_of(CompressedImage(format=form, data=array('B', data)))
+
+
+def test_other_formats_are_as_their_data_says():
+    rgb = noise(2, 8, 8, 3)
+    data = cv2.imencode('.png', rgb[..., ::-1])[1].tobytes()
+    for form in ('', 'png', 'jpeg', 'rgb8; png compressed bgr8', 'yuv422; jpeg compressed bgr8'):
+        got = rgb_of(CompressedImage(format=form, data=array('B', data)))
+        np.testing.assert_array_equal(got, rgb)
 
 
 def hbm(**changes):

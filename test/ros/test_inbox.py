@@ -1,9 +1,11 @@
 """What waits, what is replaced, and who is woken."""
 
+from concurrent.futures import ThreadPoolExecutor
 import math
 import threading
+import time
 
-from hobot_vlm.ros.inbox import CAPACITY, Frame, Inbox, Prompt, Reset, Stamp
+from hobot_vlm.ros.inbox import CAPACITY, CAPACITY_BYTES, Frame, Inbox, Prompt, Reset, Stamp
 
 NEVER = lambda: math.inf  # noqa: E731
 NOW = lambda: 0.0  # noqa: E731
@@ -14,7 +16,15 @@ def prompt(text=''):
 
 
 def frame(name=b''):
-    return Frame('/image', name)
+    return Frame('/image', name, bytes)
+
+
+def until(condition):
+    """Wait for something that another thread does."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_prompts_keep_their_order_and_resets_their_place():
@@ -23,7 +33,7 @@ def test_prompts_keep_their_order_and_resets_their_place():
     for item in (first, reset, second):
         assert inbox.put(item)
     assert len(inbox) == 3
-    assert [inbox.take(NEVER) for _ in range(3)] == [first, reset, second]
+    assert [inbox.get(NEVER) for _ in range(3)] == [first, reset, second]
     assert inbox.running is second
 
 
@@ -38,62 +48,81 @@ def test_too_many_prompts_are_refused():
 def test_only_the_newest_frame_is_kept():
     inbox = Inbox(cameras=1)
     old, new = frame(), frame()
-    inbox.show(0, old)
-    inbox.show(0, new)
+    inbox.put_frame(0, old)
+    inbox.put_frame(0, new)
     inbox.put(prompt())
-    assert inbox.pictures(inbox.take(NEVER), print) == (new,)
-    assert (inbox.seen, inbox.skipped) == (2, 1)
-    inbox.show(0, frame())
-    assert inbox.skipped == 1  # the one before was looked at
+    assert inbox.frames_for(inbox.get(NEVER)) == (new,)
+    assert (inbox.received, inbox.dropped) == (2, 1)
+    inbox.put_frame(0, frame())
+    assert inbox.dropped == 1  # the one before was read
 
 
 def test_a_prompt_waits_for_a_frame_of_every_camera():
     inbox = Inbox(cameras=2)
     left, right = frame(), frame()
-    inbox.show(1, right)
+    inbox.put_frame(1, right)
     inbox.put(prompt())
-    taken = inbox.take(NEVER)
-    missing = []
-    inbox_shows = threading.Timer(0.05, inbox.show, (0, left))
-    inbox_shows.start()
-    assert inbox.pictures(taken, missing.extend) == (left, right)
-    assert missing == [0]
+    asked = inbox.get(NEVER)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(inbox.frames_for, asked)
+        until(lambda: inbox.missing == (0,))
+        inbox.put_frame(0, left)
+        assert waiting.result() == (left, right)
+    assert inbox.missing == ()
+    assert inbox.first_frames().done()
 
 
 def test_waiting_for_a_frame_ends_with_cancel_and_with_close():
-    for end in (lambda inbox: inbox.cancel(lambda: None), Inbox.close):
+    for end in (Inbox.cancel, Inbox.close):
         inbox = Inbox(cameras=1)
         inbox.put(prompt())
-        taken = inbox.take(NEVER)
-        assert inbox.pictures(taken, lambda missing, e=end, i=inbox: e(i)) == ()
+        asked = inbox.get(NEVER)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(inbox.frames_for, asked)
+            until(lambda inbox=inbox: inbox.missing == (0,))
+            end(inbox)
+            assert waiting.result() == ()
 
 
 def test_cancel_meets_only_what_runs():
     inbox = Inbox()
     stopped = []
-    assert not inbox.cancel(lambda: stopped.append(1))
+    assert not inbox.cancel()
     first, second = prompt(), prompt()
     inbox.put(first)
     inbox.put(second)
-    inbox.take(NEVER)
-    assert inbox.cancel(lambda: stopped.append(1))
+    inbox.get(NEVER)
+    first.stop = lambda: stopped.append(1)
+    assert inbox.cancel()
     assert stopped == [1]
     assert first.cancelled.is_set()
-    assert inbox.take(NEVER) is second
+    assert inbox.get(NEVER) is second
     assert not second.cancelled.is_set()
+
+
+def test_prompts_are_weighed():
+    """So many bytes may wait, in however many prompts; what has left weighs nothing."""
+    inbox = Inbox()
+    half = '中' * (CAPACITY_BYTES // 6)
+    assert inbox.put(prompt(half)) and inbox.put(prompt(half))
+    assert not inbox.put(prompt('abcdef'))
+    inbox.get(NEVER)
+    assert inbox.put(prompt('abc'))
+    inbox.drain()
+    assert inbox.put(prompt(half)) and inbox.put(prompt(half))
 
 
 def test_frames_without_a_prompt_come_once_and_after_prompts():
     inbox = Inbox(cameras=1)
     shown, asked = frame(), prompt()
-    inbox.show(0, shown)
+    inbox.put_frame(0, shown)
     inbox.put(asked)
-    assert inbox.take(NOW) is asked
-    assert inbox.take(NOW) == (shown,)
+    assert inbox.get(NOW) is asked
+    assert inbox.get(NOW) == (shown,)
     timer = threading.Timer(0.05, inbox.close)
     timer.start()
-    assert inbox.take(NOW) is None  # the same frame is not given twice
-    assert inbox.take(NOW) is None
+    assert inbox.get(NOW) is None  # the same frame is not given twice
+    assert inbox.get(NOW) is None
 
 
 def test_what_waits_outlives_a_close():
@@ -101,6 +130,6 @@ def test_what_waits_outlives_a_close():
     waits = prompt()
     inbox.put(waits)
     inbox.close()
-    assert inbox.take(NEVER) is None
+    assert inbox.get(NEVER) is None
     inbox.open()
-    assert inbox.take(NEVER) is waits
+    assert inbox.get(NEVER) is waits

@@ -336,12 +336,12 @@ sys.exit(service.run())
 def installed(board, tmp_path):
     """Install this package as colcon does: executables in lib/hobot_vlm."""
     board('hobot_vlm')
-    for name, module in (('hobot_vlm', 'node'), ('play_images', 'play')):
+    for name, function in (('hobot_vlm', 'main'), ('play_images', 'play_images')):
         path = tmp_path / 'lib' / 'hobot_vlm' / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
-            f'#!{sys.executable}\nimport sys\nfrom hobot_vlm.ros.{module} import main\n'
-            'sys.exit(main())\n'
+            f'#!{sys.executable}\nimport sys\nfrom hobot_vlm.ros.main import {function}\n'
+            f'sys.exit({function}())\n'
         )
         path.chmod(0o755)
     os.environ['ROS_LOG_DIR'] = str(tmp_path / 'log')

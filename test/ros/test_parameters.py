@@ -2,10 +2,12 @@
 
 from hobot_vlm.config import NodeConfig
 from hobot_vlm.errors import ConfigError
+from hobot_vlm.ros.arguments import as_typed
 from hobot_vlm.ros.node import VlmNode
 import pytest
 import rclpy
 from rclpy.context import Context
+from rclpy.parameter import Parameter
 
 
 @pytest.fixture
@@ -16,10 +18,9 @@ def declared():
     def declare(*arguments):
         context = Context()
         contexts.append(context)
-        rclpy.init(
-            args=['--ros-args', *(part for a in arguments for part in ('-p', a))], context=context
-        )
-        node = VlmNode(context=context)
+        line = ['--ros-args', *(part for a in arguments for part in ('-p', a))]
+        rclpy.init(args=line, context=context)
+        node = VlmNode(typed=as_typed(line), context=context)
         try:
             return node.config, {
                 name: node.get_parameter(name).value
@@ -45,6 +46,17 @@ def test_defaults(declared):
         ('temperature:=0.5', 'temperature', 0.5),
         ('user_prompt:=42', 'user_prompt', '42'),
         ('user_prompt:=true', 'user_prompt', 'true'),
+        ('user_prompt:=yes', 'user_prompt', 'yes'),
+        ('user_prompt:=Off', 'user_prompt', 'Off'),
+        ('user_prompt:=1.50', 'user_prompt', '1.50'),
+        ('user_prompt:=0x10', 'user_prompt', '0x10'),
+        ('user_prompt:=1e3', 'user_prompt', '1e3'),
+        ('user_prompt:=.inf', 'user_prompt', '.inf'),
+        ('user_prompt:=null', 'user_prompt', 'null'),
+        ('user_prompt:=#1', 'user_prompt', '#1'),
+        ('flash_attention:=on', 'flash_attention', 'on'),
+        ('flash_attention:=off', 'flash_attention', 'off'),
+        ('lora_scale:=1', 'lora_scale', 1.0),
         ('user_prompt:="What is this?"', 'user_prompt', 'What is this?'),
         ('user_prompt:=这是什么', 'user_prompt', '这是什么'),
         ('stay_alive:=1', 'stay_alive', True),
@@ -88,3 +100,62 @@ def test_unknown_names_are_reported(declared, capfd):
     assert "there is no parameter 'temprature'; did you mean temperature?" in log
     assert "there is no parameter 'colour'" in log
     assert 'use_sim_time' not in log
+
+
+def test_a_parameter_file_as_it_is_written(tmp_path):
+    """What YAML takes for more than text stays text in a file too."""
+    file = tmp_path / 'some.yaml'
+    file.write_text(
+        '/**:\n  ros__parameters:\n    flash_attention: on\n    user_prompt: 1.50\n'
+        '    temperature: 1\n    stay_alive: yes\n'
+    )
+    line = ['--ros-args', '--params-file', str(file)]
+    context = Context()
+    rclpy.init(args=line, context=context)
+    node = VlmNode(typed=as_typed(line), context=context)
+    try:
+        assert (node.config.flash_attention, node.config.user_prompt) == ('on', '1.50')
+        assert (node.config.temperature, node.config.stay_alive) == (1.0, True)
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def test_home_folders(declared, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/robot')
+    config, _ = declared(
+        *(f'{name}:=~/a' for name in ('image', 'lora', 'model_file_name', 'llm_model_name'))
+    )
+    for name in ('image', 'lora', 'model_file_name', 'llm_model_name'):
+        assert getattr(config, name) == '/home/robot/a'
+
+
+@pytest.mark.parametrize(
+    'name, value, becomes',
+    [
+        ('temperature', 1, 1.0),
+        ('temperature', '0.5', 0.5),
+        ('max_rate', 2, 2.0),
+        ('n_predict', 3.0, 3),
+        ('seed', 5.0, 5),
+        ('skip_similar', 1, True),
+        ('skip_similar', 'true', True),
+        ('user_prompt', 42, '42'),
+        ('user_prompt', True, 'true'),
+    ],
+)
+def test_a_number_is_taken_whatever_its_type(name, value, becomes):
+    """`ros2 param set /hobot_vlm temperature 1` sends a whole number."""
+    context = Context()
+    rclpy.init(context=context)
+    node = VlmNode(context=context)
+    try:
+        result = node.set_parameters_atomically([Parameter(name, value=value)])
+        assert result.successful, result.reason
+        assert node.get_parameter(name).value == becomes
+        assert type(node.get_parameter(name).value) is type(becomes)
+        for wrong in ('hot', [1, 2]) if name != 'user_prompt' else ([1, 2],):
+            assert not node.set_parameters_atomically([Parameter(name, value=wrong)]).successful
+    finally:
+        node.destroy_node()
+        context.try_shutdown()

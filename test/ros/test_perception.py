@@ -3,7 +3,7 @@
 import json
 
 from hobot_vlm.ros.inbox import Prompt, Stamp
-from hobot_vlm.ros.outcome import Outcome, Shown
+from hobot_vlm.ros.outcome import ImageInfo, Outcome
 from hobot_vlm.values import Box, Reply, Timings
 import numpy as np
 from PIL import Image as Pillow
@@ -18,8 +18,8 @@ DOG = 'dog[[100, 200, 300, 400]]'
 
 def outcome(*boxes, timings=None, text='There is a dog.'):
     """Make what became of a prompt about one picture of 640x480."""
-    reply = Reply(text, boxes=boxes, timings=timings or Timings(1.5, 20.25, 30, 60, 40, 7))
-    shown = (Shown('/image', Stamp(12, 34), 'front', 0.1, 640, 480),)
+    reply = Reply(text, boxes=boxes, timings=timings or Timings(0, 1.5, 20.25, 30, 60, 40, 7))
+    shown = (ImageInfo('/image', Stamp(12, 34), 'front', 0.1, 640, 480),)
     return Outcome(Prompt('dog', Stamp(99, 0)), reply, shown, started=Stamp(100, 999_000_000))
 
 

@@ -71,6 +71,7 @@ def test_the_reply(robot, node, rgb):
     assert (picture['height'], picture['width']) == rgb.shape[:2]
     assert picture['age'] > 1e9  # the test stamps pictures with the year 1970
     assert set(reply['timings']) == {
+        'queued_ms',
         'preprocess_ms',
         'encode_ms',
         'prefill_ms',
@@ -220,7 +221,8 @@ def test_the_camera_may_change_what_it_offers(robot, node, rgb, answer):
     for qos in (BEST_EFFORT, RELIABLE):
         robot.camera(qos)
         assert robot.ask_about(image(small), QUESTION)['text'] == expected
-        assert f'subscribed {"best effort" if qos is BEST_EFFORT else "reliable"}' in node.log
+        wish = 'best effort' if qos is BEST_EFFORT else 'reliable'
+        robot.wait('that it follows', lambda wish=wish: f'subscribed {wish}' in node.log)
 
 
 def test_a_late_joiner_gets_the_last_result(robot, node, answer):

@@ -76,7 +76,7 @@ def graph_of(node, name):
 def test_the_topics_and_services_are_those_of_the_table(robot, start):
     """As another node sees them, with their types."""
     # under a name that no test before had: by name, ROS may still find a node that has ended
-    renamed = ('-m', 'hobot_vlm.ros.node', '--ros-args', '-r', '__node:=seen')
+    renamed = ('-m', 'hobot_vlm.ros.main', '--ros-args', '-r', '__node:=seen')
     start(ready=False, program=renamed, feed_type=1)
     table = {topic: (topic.name.replace('~', '/seen'), topic.kind) for topic in topics.ALL}
     optional = {topics.COMPRESSED_IMAGE, topics.HBM_IMAGE, topics.TARGETS, topics.DETECTIONS}

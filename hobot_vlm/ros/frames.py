@@ -1,0 +1,117 @@
+"""
+From frames, as cameras sent them, to the pictures that a question is about.
+
+Knows where they come from and how old they are, by the node's clock; no model, no topics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+import logging
+import threading
+from time import perf_counter
+
+from rclpy.clock import Clock
+
+from .images import rgb_of
+from .inbox import Frames, Stamp
+from .outcome import ImageInfo
+from ..config import NodeConfig
+from ..errors import PictureError
+from ..values import Pixels
+
+log = logging.getLogger('hobot_vlm.node')
+
+
+@dataclass
+class Pictures:
+    """
+    What a question is about.
+
+    :param info: where they come from; also of the one that could not be read
+    :param arrived: when the newest of them came
+    :param read: when they were read
+    """
+
+    rgb: list[Pixels] = field(default_factory=list)
+    info: list[ImageInfo] = field(default_factory=list)
+    arrived: float = 0.0
+    read: float = 0.0
+
+    def copy_from(self, other: Pictures) -> None:
+        """Become what others were; they are older by the time since they were read."""
+        now = perf_counter()
+        self.rgb = list(other.rgb)
+        self.info = [replace(image, age=image.age + now - other.read) for image in other.info]
+        self.arrived, self.read = other.arrived, now
+
+    def check_age(self, settings: NodeConfig) -> None:
+        """
+        Refuse or report what is older than ``max_image_age``.
+
+        :raises PictureError: it is, and ``old_images`` says refuse
+        """
+        limit = settings.max_image_age
+        for image in self.info if limit else ():
+            if image.age > limit:
+                what = (
+                    f'the picture of {image.topic} is {image.age:.1f} s old, and max_image_age '
+                    f'is {limit:g}'
+                )
+                if settings.old_images == 'refuse':
+                    raise PictureError(
+                        f'{what}: see whether its camera runs, or raise max_image_age'
+                    )
+                log.warning('%s', what)
+
+
+class FrameReader:
+    """Reads frames; those that several questions are about, once."""
+
+    def __init__(self, clock: Clock):
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last: tuple[Frames, Pictures] = ((), Pictures())
+
+    def now(self) -> Stamp:
+        """Give the time by the node's clock."""
+        return Stamp(*self._clock.now().seconds_nanoseconds())
+
+    def read(self, frames: Frames, pictures: Pictures) -> None:
+        """
+        Fill in what frames show.
+
+        :raises PictureError: one cannot be read; ``pictures.info`` then ends with it
+        """
+        with self._lock:
+            if frames and frames == self._last[0]:
+                pictures.copy_from(self._last[1])
+                return
+            for frame in frames:
+                message = frame.parse(frame.data)
+                pictures.info.append(self._info(frame.topic, message, frame.received))
+                rgb = rgb_of(message)
+                height, width = rgb.shape[:2]
+                pictures.info[-1] = replace(pictures.info[-1], width=width, height=height)
+                pictures.rgb.append(rgb)
+                pictures.arrived = max(pictures.arrived, frame.received)
+            pictures.read = perf_counter()
+            self._last = (frames, replace(pictures))
+
+    def _info(self, topic: str, message: object, received: float) -> ImageInfo:
+        """
+        Say where a picture comes from, and how old it is.
+
+        Its age is counted from its stamp and from its arrival, and the greater one holds: clocks
+        of cameras are often wrong.
+        """
+        header = getattr(message, 'header', None)  # HbmMsg1080P has none
+        time = header.stamp if header else getattr(message, 'time_stamp', None)
+        stamp = Stamp(time.sec, time.nanosec) if time else Stamp(0, 0)
+        age = perf_counter() - received
+        if any(stamp):
+            now = self._clock.now().nanoseconds / 1e9
+            age = max(age, now - (stamp.sec + stamp.nanosec / 1e9))
+        # as hobot_llamacpp has it
+        frame_id = header.frame_id if header else str(getattr(message, 'index', ''))
+        return ImageInfo(topic, stamp, frame_id, age)

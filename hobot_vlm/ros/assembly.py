@@ -30,6 +30,7 @@ from .outcome import Outcome
 from .prompt_worker import PromptWorker
 from .publishers import Publishers
 from .requests import Requests
+from .web import Web
 from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..errors import ModelMismatch, PictureError
 from ..values import Pixels, Reply
@@ -119,6 +120,15 @@ class Assembly:
             cancel_prompts=self._cancel_prompts,
             picture=self._picture,
         )
+        self._web: Web | None = None
+        if config.serve:
+            try:
+                self._web = Web(self.vlm, config, self.inbox, self._reader, self._picture)
+            except BaseException:
+                self.vlm.close()
+                self._close_outputs()
+                raise
+            node.get_logger().info(f"OpenAI's API and a page: {self._web.url}")
         if config.feed_type != FEED_LOCAL or config.stay_alive:
             self._subscribe(config.ros_string_sub_topic_name, self._on_prompt)
             self._subscribe(topics.REQUEST.name, self._on_request)
@@ -227,6 +237,8 @@ class Assembly:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self.requests.close()
+        if self._web is not None:
+            self._web.close()
         self.vlm.close()
         self._publishers.flush(FLUSH_SECONDS)
         self._close_outputs()
@@ -309,6 +321,8 @@ class Assembly:
     def _on_answer(self, outcome: Outcome) -> None:
         """Say what became of a prompt; the local picture's first answer ends the process."""
         reply = outcome.reply
+        if self._web is not None:
+            self._web.note(outcome)
         if not outcome.error:
             self._node.get_logger().info(
                 f'{reply.finish_reason}: {reply.completion_tokens} tokens, first after '

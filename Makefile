@@ -29,7 +29,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
 EMOJI_FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
-.PHONY: setup demo test check format bench eval-demo demo-model clean
+.PHONY: setup demo test check format bench fuzz eval-demo demo-model clean
 
 setup: $(READY)
 
@@ -63,6 +63,10 @@ format: setup
 
 bench: setup
 	@$(BIN)/python benchmarks/bench.py
+
+# Damaged and hostile input for ten minutes; FUZZ='--seconds 60 --kind pictures' chooses.
+fuzz: setup
+	@$(BIN)/python tools/fuzz.py $(FUZZ)
 
 eval-demo: setup $(EMOJI_FONT)
 	@$(BIN)/python tools/demo_model/eval_demo.py

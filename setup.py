@@ -27,7 +27,7 @@ setup(
         'console_scripts': [
             'hobot_vlm = hobot_vlm.ros.main:main',
             'play_images = hobot_vlm.ros.main:play_images',
-            'vlm = hobot_vlm.cli:main',
+            'vlm = hobot_vlm.cli.main:main',
         ]
     },
     install_requires=[
@@ -43,6 +43,8 @@ setup(
         'rosbags-image>=0.10',
     ],
     extras_require={
+        # another runtime of the vision encoder: 180 MB, fastest on CPUs with AVX512_BF16 or AMX
+        'openvino': ['openvino>=2025.0'],
         # ROS 2 without a ROS installation: wheels for CPython 3.11 on x86-64 Linux
         'ros': [
             'ros-kilted-builtin-interfaces',

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from time import perf_counter
 
+from bench_startup import bench_startup
 from hobot_vlm import Reply, VLM
 from hobot_vlm.families import family
 from hobot_vlm.machine import usable_cores
@@ -173,7 +174,7 @@ def bench_node(report: Report) -> None:
 
 def main() -> None:
     """Run all, or the sections named."""
-    sections = ('pictures', 'demo', '0.5b', 'node')
+    sections = ('startup', 'pictures', 'demo', '0.5b', 'node')
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument(
         'sections', nargs='*', default=sections, help=f'some of {", ".join(sections)}'
@@ -187,6 +188,8 @@ def main() -> None:
     report = Report()
     BUILD.mkdir(parents=True, exist_ok=True)
     print(f'{usable_cores()} cores, load {os.getloadavg()[0]:.1f}')
+    if 'startup' in args.sections:
+        bench_startup(report)
     if 'pictures' in args.sections:
         bench_pictures(report, args.runs)
     if 'demo' in args.sections:

@@ -28,6 +28,8 @@ BOUNDS = {
     'prefilled while a picture is encoded elsewhere, share of the shorter': (0.9, True),
     'node overhead, ms': (15, False),
     'image callback, 99th percentile, ms': (2, False),
+    'vlm --help, s': (0.3, False),
+    'vlm ask on the demo model, s': (0.8, False),
 }
 
 

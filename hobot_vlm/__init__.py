@@ -1,7 +1,8 @@
 """
 hobot_vlm lets a robot talk about what it sees, on the robot.
 
-The public API is what this module exports; it needs no ROS.
+The public API is what this module exports; it needs no ROS. Names are imported when they are first
+used, so that ``import hobot_vlm`` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -9,24 +10,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, TYPE_CHECKING
 
-from .errors import (
-    BackendMissing,
-    ConfigError,
-    DownloadError,
-    GrammarError,
-    InferenceError,
-    ModelFileError,
-    ModelMismatch,
-    PictureError,
-    PromptError,
-    PromptTooLong,
-    StateError,
-    VlmError,
-)
-
 if TYPE_CHECKING:
     from .conversation import Conversation
     from .engine.stream import Stream
+    from .errors import (
+        BackendMissing,
+        ConfigError,
+        DownloadError,
+        GrammarError,
+        InferenceError,
+        ModelFileError,
+        ModelMismatch,
+        PictureError,
+        PromptError,
+        PromptTooLong,
+        StateError,
+        VlmError,
+    )
     from .values import Box, Reply, Status, TextChunk, Timings
     from .vlm import VLM
 
@@ -54,21 +54,26 @@ __all__ = [
     'VlmError',
 ]
 
-
-#: what is loaded, and NumPy or llama.cpp with it, when it is first asked for -> where it stands
-_LATE = {
+#: where the public names stand; those that are not listed are errors
+_PLACES = {
+    'Box': 'values',
     'Conversation': 'conversation',
+    'Reply': 'values',
+    'Status': 'values',
     'Stream': 'engine.stream',
+    'TextChunk': 'values',
+    'Timings': 'values',
     'VLM': 'vlm',
-    **dict.fromkeys(('Box', 'Reply', 'Status', 'TextChunk', 'Timings'), 'values'),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATE:
-        return getattr(import_module(f'.{_LATE[name]}', __name__), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(import_module(f'.{_PLACES.get(name, "errors")}', __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATE})
+    return sorted({*globals(), *__all__})

@@ -3,8 +3,8 @@ Named models: which files they are made of, on which machine, and how to come by
 
 The names stand in ``catalogue.yaml`` beside this file and in the user's own ``models.yaml``. Files
 from the Hugging Face hub lie in the cache of huggingface_hub, where its other users find them too.
-Nothing here opens a model, and nothing goes to the network unless ``download`` is called or
-``auto_download`` is set.
+Nothing here opens a model; fetching is the business of ``hub.py``, which is asked when
+``download`` is called or ``auto_download`` is set.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 import difflib
-import errno
-import fcntl
 from functools import cache
-import hashlib
-import logging
 import os
 from pathlib import Path
 import re
-import shutil
-from typing import Any, BinaryIO
+import reprlib
+from typing import Any
 
+from . import hub
 from .config import Config
-from .errors import BackendMissing, ConfigError, DownloadError
-
-logger = logging.getLogger('hobot_vlm')
+from .errors import ConfigError, DownloadError
 
 DEFAULT = 'demo'
 FAMILIES = {'internvl': 0, 'smolvlm': 1}
 ANY = 'any'
+
+#: Bytes of a catalogue: a thousand entries.
+MOST_BYTES = 1 << 20
+
+#: Quotes what stands in a catalogue; aliases of aliases would make it endless.
+quote = reprlib.Repr()
+quote.maxlevel, quote.maxstring, quote.maxother = 2, 80, 80
 
 #: machine -> what it says of itself, in lower case
 BOARDS = {
@@ -61,16 +63,10 @@ class File:
         return f'{self.repo}:{self.path}' if self.repo else self.path
 
     def local(self) -> Path | None:
-        """Give the whole file, if it is on this machine."""
-        if not self.repo:
-            return Path(self.path) if Path(self.path).is_file() else None
-        folder = _cache(self.repo)
-        try:
-            commit = (folder / 'refs' / 'main').read_text().strip()
-        except OSError:
-            return None
-        found = [p for p in (folder / 'snapshots' / commit).glob(self.path) if p.is_file()]
-        return found[0] if len(found) == 1 else None
+        """Give the whole file, or the first part of a whole split, if it is on this machine."""
+        if self.repo:
+            return hub.local(self.repo, self.path)
+        return Path(self.path) if hub.whole(Path(self.path)) else None
 
 
 @dataclass(frozen=True)
@@ -182,15 +178,30 @@ def find(name: str) -> Model:
     """
     models = load()
     if name not in models:
-        near = difflib.get_close_matches(name, models, 1)
+        near = _nearest(name, models)
         raise ConfigError(
-            f'there is no model {name!r}'
-            f'{f"; did you mean {near[0]}?" if near else ""} `vlm models` lists '
+            f'there is no model {name[:80]!r}'
+            f'{f"; did you mean {near}?" if near else "."} `vlm models` lists '
             f'those of the catalogue; add your own in {user_file()}, or give files '
             'in model_file_name and llm_model_name',
             'model',
         )
     return models[name]
+
+
+def _nearest(name: str, models: Mapping[str, Model]) -> str:
+    """Give the model that a name may mean: misspelt, cut short, or as a hub writes it."""
+
+    def plain(text: str) -> str:  # OpenGVLab/InternVL2_5-1B is internvl2.5-1b
+        text = re.sub(r'(\d)_(\d)', r'\1.\2', text.rpartition('/')[2].lower())
+        return re.sub('[^a-z0-9.]', '', text)
+
+    known = {plain(one): one for one in models}
+    wanted = plain(name)
+    longer = [one for one in known if one.startswith(wanted)] if wanted else []
+    shorter = [one for one in known if wanted.startswith(one)]
+    near = shorter[-1:] or longer[:1] or difflib.get_close_matches(wanted, known, 1)
+    return known[near[0]] if near else ''
 
 
 def _by_encoder(encoder: Path) -> tuple[Model, Variant]:
@@ -225,7 +236,7 @@ def _obtain(model: Model, file: File, may_download: bool) -> Path:
             f'`vlm download {model.name}`, or set auto_download to true (`-p auto_download:=true` '
             'for the node), or give your own files in model_file_name and llm_model_name'
         )
-    return _fetch(file)
+    return hub.fetch(file.repo, file.path)
 
 
 # -- reading the catalogue --------------------------------------------------------------------
@@ -256,9 +267,14 @@ def _read(path: Path) -> dict[str, Model]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as exc:
-        raise ConfigError(f'{path}: cannot be read: {" ".join(str(exc).split())}') from exc
+        with path.open(encoding='utf-8') as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f'it is larger than {MOST_BYTES >> 20} MB')
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
+        why = ' '.join(str(exc).split())[:300]
+        raise ConfigError(f'{path}: cannot be read: {why}') from exc
     body = _mapping(path, 'the file', content or {}, ('models',))
     entries = _mapping(path, 'models', body.get('models') or {})
     return {str(name): _model(path, str(name), entry) for name, entry in entries.items()}
@@ -273,14 +289,17 @@ def _model(path: Path, name: str, entry: Any) -> Model:
     )
     if family not in ('', *FAMILIES):
         raise ConfigError(
-            f'{path}: {name}: family is {family!r}: expected {" or ".join(FAMILIES)}'
+            f'{path}: {name}: family is {quote.repr(family)}: expected {" or ".join(FAMILIES)}'
         )
     if not isinstance(languages, list) or not all(isinstance(x, str) for x in languages):
         raise ConfigError(
-            f'{path}: {name}: languages is {languages!r}: expected a list, as in [en, zh]'
+            f'{path}: {name}: languages is {quote.repr(languages)}: expected a list, as in '
+            '[en, zh]'
         )
     if isinstance(size, bool) or not isinstance(size, (int, float)) or size < 0:
-        raise ConfigError(f'{path}: {name}: size_mb is {size!r}: expected a number of megabytes')
+        raise ConfigError(
+            f'{path}: {name}: size_mb is {quote.repr(size)}: expected a number of megabytes'
+        )
     variants = _mapping(path, f'{name}: variants', entry.get('variants'), (*BOARDS, ANY))
     if not variants:
         raise ConfigError(
@@ -307,15 +326,21 @@ def _variant(path: Path, where: str, entry: Any) -> Variant:
             continue
         if not isinstance(value, str) or not value:
             raise ConfigError(
-                f'{path}: {where}: {role} is {value!r}: expected OWNER/NAME:FILE or '
+                f'{path}: {where}: {role} is {quote.repr(value)}: expected OWNER/NAME:FILE or '
                 'the path of a file'
             )
         files[role] = _file(path, where, value)
     options = _mapping(path, f'{where}: options', entry.get('options') or {})
+    for name, value in options.items():
+        if not isinstance(value, (str, int, float)):
+            raise ConfigError(
+                f'{path}: {where}: options: {quote.repr(name)} is {quote.repr(value)}: expected '
+                'text, a number, true or false'
+            )
     try:
         Config.from_flat(options)
     except ConfigError as exc:
-        raise ConfigError(f'{path}: {where}: options: {exc}') from exc
+        raise ConfigError(f'{path}: {where}: options: {str(exc)[:300]}') from exc
     assert files['decoder'] is not None
     return Variant(files['encoder'], files['decoder'], options)
 
@@ -327,19 +352,19 @@ def _file(path: Path, where: str, value: str) -> File:
     parts = name.split('/')
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo) or '..' in parts or not all(parts):
         raise ConfigError(
-            f'{path}: {where}: {value!r} is no file on the hub: expected OWNER/NAME:FILE'
+            f'{path}: {where}: {quote.repr(value)} is no file on the hub: expected OWNER/NAME:FILE'
         )
     return File(repo, name)
 
 
 def _mapping(path: Path, where: str, value: Any, known: tuple[str, ...] = ()) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f'{path}: {where} is {value!r}: expected names with values')
+        raise ConfigError(f'{path}: {where} is {quote.repr(value)}: expected names with values')
     for name in value if known else ():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
             raise ConfigError(
-                f'{path}: {where}: there is no {name!r}'
+                f'{path}: {where}: there is no {quote.repr(name)}'
                 f'{f"; did you mean {near[0]}?" if near else ""} Expected '
                 f'{", ".join(known)}'
             )
@@ -361,189 +386,9 @@ def download(name: str) -> Files:
     paths = []
     for file in (variant.encoder, variant.decoder):
         path = file.local() if file else None
-        if file and path and file.repo and not _intact(path):
-            logger.warning('%s is damaged and is fetched again', path)
-            _remove(path)
-            path = None
+        if file and path and file.repo and not hub.all_intact(path):
+            path = None  # what was damaged is gone
         paths.append(path or (_obtain(model, file, True) if file else None))
     encoder, decoder = paths
     assert decoder is not None
     return Files(encoder, decoder, _options(model, variant))
-
-
-def _cache(repo: str) -> Path:
-    """Give the folder in which huggingface_hub keeps a repository."""
-    try:
-        from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError as exc:
-        raise BackendMissing(
-            'models from the hub need huggingface_hub, which is not installed',
-            'run `pip install huggingface_hub`',
-        ) from exc
-    return Path(HF_HUB_CACHE) / ('models--' + repo.replace('/', '--'))
-
-
-def _fetch(file: File) -> Path:
-    """
-    Bring one file of the hub into the cache, whole and checked.
-
-    huggingface_hub forgets what it has when a download breaks off for good, and does not compare
-    checksums. So the bytes are collected here, with its own client, in a file that is named after
-    the checksum; only when all are there and right does the cache get them.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, HfApi
-
-    try:
-        # 1. which file it is, where the name is a pattern
-        name = file.path
-        if '*' in name:
-            name = _only_match(file, HfApi().list_repo_files(file.repo))
-        # 2. what the hub says of it
-        url = hf_hub_url(file.repo, name)
-        about = get_hf_file_metadata(url)
-        if not about.etag or '/' in about.etag or not about.commit_hash:
-            raise DownloadError(
-                f'{url}: the server gives no checksum, so it is no Hugging Face hub; correct '
-                'HF_ENDPOINT'
-            )
-        # 3. the bytes, on from where an earlier try broke off
-        blob = _cache(file.repo) / 'blobs' / about.etag
-        if not blob.exists():
-            _collect(url, blob, about.size)
-        # 4. its name in the cache
-        path = Path(hf_hub_download(file.repo, name))
-    except DownloadError:
-        raise
-    except Exception as exc:  # of one of two HTTP libraries, by version; they share no base
-        raise DownloadError(f'cannot fetch {file}: {_reason(exc)}') from exc
-    if path.resolve() != blob.resolve() and not _intact(path):
-        _remove(path)
-        raise DownloadError(f'cannot fetch {file}: it changed on the hub meanwhile; try again')
-    return path
-
-
-def _only_match(file: File, names: list[str]) -> str:
-    # as Path.glob: * stays within one folder
-    pattern = re.compile('[^/]*'.join(re.escape(part) for part in file.path.split('*')))
-    found = [name for name in names if pattern.fullmatch(name)]
-    if len(found) != 1:
-        raise DownloadError(
-            f'{file}: {len(found)} files of the repository fit: {", ".join(found) or "none"}; '
-            f'name one in {user_file()}, or give files in model_file_name and llm_model_name'
-        )
-    return found[0]
-
-
-def _collect(url: str, blob: Path, size: int | None) -> None:
-    """Fetch the bytes of a file, check them, and put them where the cache keeps content."""
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    partial = blob.with_name(blob.name + '.incomplete')
-    with partial.open('ab+') as data:
-        fcntl.flock(data, fcntl.LOCK_EX)  # another process may fetch the same file
-        if blob.exists():
-            return
-        logger.info('fetching %s', url)
-        reached = have = data.seek(0, os.SEEK_END)
-        _check_space(blob.parent, (size or 0) - have)
-        while have != size:
-            if size is not None and have > size:  # of a server that does not know ranges
-                have = data.truncate(0)
-            try:
-                http_get(
-                    url,
-                    data,
-                    resume_size=have,
-                    headers={**build_hf_headers(), 'Accept-Encoding': 'identity'},
-                    expected_size=size,
-                    displayed_filename=url.rsplit('/', 1)[-1],
-                )
-                break
-            except Exception:
-                have = data.seek(0, os.SEEK_END)
-                if have <= reached:
-                    raise
-                reached = have  # some of it came, so it is worth going on
-        data.flush()
-        os.fsync(data.fileno())
-        digest = _digest(data, blob.name)
-        if digest != blob.name:
-            partial.unlink()
-            raise DownloadError(
-                f'{url}: what arrived has the checksum {digest}, the hub says {blob.name}; it was '
-                'thrown away. Try again, with another HF_ENDPOINT if it stays so'
-            )
-        os.replace(partial, blob)
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DownloadError(
-            f'{folder} needs {needed / 1e6:.0f} MB and has {free / 1e6:.0f} MB: '
-            'make room, or set HF_HOME to a folder on a larger disk'
-        )
-
-
-def _digest(data: BinaryIO, etag: str) -> str:
-    """Compute the checksum of the kind that the hub gives: SHA-256, or git's for small files."""
-    size = data.seek(0, os.SEEK_END)
-    if re.fullmatch('[0-9a-f]{64}', etag):
-        digest = hashlib.sha256()
-    elif re.fullmatch('[0-9a-f]{40}', etag):
-        digest = hashlib.sha1(f'blob {size}\0'.encode())
-    else:
-        return etag  # no checksum of the content
-    data.seek(0)
-    while part := data.read(1 << 20):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _intact(path: Path) -> bool:
-    """Compare a file of the cache with the checksum that is the name of its content there."""
-    with path.open('rb') as data:
-        name = path.resolve().name
-        return _digest(data, name) == name
-
-
-def _remove(path: Path) -> None:
-    """Take a file out of the cache."""
-    path.resolve().unlink()
-    path.unlink(missing_ok=True)
-
-
-def _reason(exc: Exception) -> str:
-    """Say why a download failed, and what to do."""
-    from huggingface_hub import errors
-
-    if isinstance(exc, errors.OfflineModeIsEnabled):
-        return (
-            'HF_HUB_OFFLINE is set; unset it, or copy the cache of huggingface_hub from a '
-            'machine that has the file'
-        )
-    if isinstance(exc, errors.GatedRepoError):
-        return 'the repository wants its licence accepted on the web page, then `hf auth login`'
-    if isinstance(exc, errors.RepositoryNotFoundError):
-        return (
-            'there is no such repository on the hub, or it is private; check the name, or run '
-            '`hf auth login`'
-        )
-    if isinstance(exc, errors.EntryNotFoundError):
-        return 'the repository holds no such file; check the name'
-    if isinstance(exc, errors.HfHubHTTPError) and exc.response is not None:
-        return (
-            f'the server answered {exc.response.status_code}; try again later, or set '
-            'HF_ENDPOINT to a mirror'
-        )
-    if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
-        return 'the disk is full; make room, or set HF_HOME to a folder on a larger disk'
-    if isinstance(exc, OSError) and exc.filename:
-        return f'{exc.strerror}: {exc.filename}; HF_HOME chooses another folder'
-    words = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-    return (
-        f'{words}; check the network, or set HF_ENDPOINT to a mirror. What has arrived is '
-        'kept: the same command goes on from there'
-    )

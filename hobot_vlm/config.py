@@ -8,7 +8,7 @@ and the table in the README are made from these fields. Nothing here opens a fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, Field, field, fields, MISSING
 import difflib
 import json
@@ -16,6 +16,7 @@ import math
 from numbers import Integral
 import os
 from pathlib import Path
+import reprlib
 from typing import Any, TypeVar
 
 from .errors import ConfigError
@@ -23,6 +24,9 @@ from .errors import ConfigError
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
 
 C = TypeVar('C', bound='Config')
+
+quote = reprlib.Repr()  # a message is not to carry all that somebody gave
+quote.maxlevel, quote.maxstring = 2, 100
 
 
 def option(
@@ -84,6 +88,11 @@ class Config:
     n_gpu_layers: int = option(0, 'layers of the language model on the GPU; -1: all', -1, 1000)
     llm_threads: int = option(0, 'threads of the language model; 0: one per core', 0, 512)
     encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)
+    encoder_device: str = option(
+        'auto',
+        'what runs the vision encoder: cpu, cpu-int8, openvino, libmtmd, bpu, or a provider of '
+        'ONNX Runtime such as cuda; auto: the fastest, measured at the first load of a file',
+    )
     bpu_priority: int = option(0, 'scheduling priority of the BPU encoder', 0, 255)
     bpu_cores: str = option('', 'BPU cores of the encoder, as in 0 or 0,1; empty: any')
     temperature: float = option(
@@ -150,9 +159,7 @@ class Config:
         known = {item.name for item in fields(cls)}
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f'; did you mean {near[0]}?' if near else ''
-                raise ConfigError(f'there is no option {name!r}{hint}', name)
+                raise unknown_option(name, known)
         return cls(**dict(values))
 
     @classmethod
@@ -222,15 +229,10 @@ class NodeConfig(Config):
         0, '1: subscribe to hbm_img_msgs on /hbmem_img', choices=(0, 1)
     )
     user_prompt: str = option(
-        '',
-        'question of feed_type 0 and of trigger image; else the first one, asked at the start',
-        live=True,
+        '', 'question of feed_type 0 and of trigger image; else asked once, first', live=True
     )
     cute_words: str = option(
-        '',
-        'phrases with ; between them, one of which is spoken before an answer; with feed_type 2 '
-        'once, when the node is ready',
-        live=True,
+        '', 'phrases with ; between: one before an answer, or with feed_type 2 at first', live=True
     )
     pre_infer: int = option(
         0,
@@ -245,9 +247,7 @@ class NodeConfig(Config):
     )
     ros_string_sub_topic_name: str = option('/prompt_text', 'topic of the prompts')
     image_transport: str = option(
-        'auto',
-        'kind of the image messages; auto: the one that is published',
-        choices=('auto', 'raw', 'compressed'),
+        'auto', 'kind of image messages; auto: as published', choices=('auto', 'raw', 'compressed')
     )
     image_qos: str = option(
         'auto',
@@ -308,6 +308,13 @@ class NodeConfig(Config):
         return self.conversation or self.feed_type == FEED_TEXT
 
 
+def unknown_option(name: Any, known: Collection[str]) -> ConfigError:
+    """Make the error for an option that does not exist, with the one that was meant."""
+    near = difflib.get_close_matches(str(name), known, 1)
+    hint = f'; did you mean {near[0]}?' if near else ''
+    return ConfigError(f'there is no option {str(name)[:80]!r}{hint}', str(name))
+
+
 def checked(item: Field[Any], value: Any) -> Any:
     """
     Give the value in the option's type.
@@ -338,17 +345,17 @@ def checked(item: Field[Any], value: Any) -> Any:
     elif kind is str and isinstance(value, Path):
         value = str(value)
     if type(value) is not kind:
-        raise ConfigError(f'{name} is {value!r}: expected {_kind_words(kind)}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected {_kind_words(kind)}', name)
     if kind is str and '\0' in value:
         raise ConfigError(f'{name} holds a zero byte: expected text', name)
     if kind is float and not math.isfinite(value):
         raise ConfigError(f'{name} is {value}: expected a finite number', name)
     if meta['choices'] and value not in meta['choices']:
         allowed = ', '.join(repr(c) for c in meta['choices'])
-        raise ConfigError(f'{name} is {value!r}: expected one of {allowed}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected one of {allowed}', name)
     low, high = meta['low'], meta['high']
     if low is not None and not low <= value <= high:
-        raise ConfigError(f'{name} is {value}: expected {low} to {high}', name)
+        raise ConfigError(f'{name} is {quote.repr(value)}: expected {low} to {high}', name)
     return value
 
 

@@ -19,7 +19,10 @@ from .prompt.history import Turn
 from .values import Images, Reply, Tokens
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .engine.stream import Stream
+    from .option_types import AskOptions
     from .vlm import VLM
 
 #: times that the history is brought into the KV cache to be saved, while others push it out
@@ -53,11 +56,11 @@ class Conversation:
         self._vlm = vlm
         self._last: Future[None] | None = None
 
-    def ask(self, prompt: Any, images: Images = None, **more: Any) -> Reply:
+    def ask(self, prompt: Any, images: Images = None, **more: Unpack[AskOptions]) -> Reply:
         """Ask the next question; as :meth:`VLM.ask`."""
         return self.stream(prompt, images, **more).wait()
 
-    def stream(self, prompt: Any, images: Images = None, **more: Any) -> Stream:
+    def stream(self, prompt: Any, images: Images = None, **more: Unpack[AskOptions]) -> Stream:
         """Ask the next question; as :meth:`VLM.stream`."""
         from .vlm import make_request
 

@@ -27,15 +27,13 @@ import numpy as np
 
 from .config import Config
 from .errors import ModelMismatch, StateError
+from .llama import gguf
 from .llama.model import Model
 from .prompt.history import Turn
 from .prompt.tokens import embedding_ids
 from .values import Control, ImageEmbedding, Part, Span, Text, Tile, TileSpan, Tokens
 
 FORMAT = 2
-
-#: read of a large file to know it again: its head, and blocks that lie evenly in the rest
-HEAD, BLOCKS, BLOCK = 1 << 20, 256, 1 << 14
 
 #: embeddings of a tile at most; a power of two above what any encoder gives
 MOST_TOKENS = 1 << 16
@@ -76,7 +74,7 @@ def identity(decoder: Path, encoder: Path | None, config: Config) -> Identity:
     """Describe all that the cells of a conversation depend on."""
 
     def of_file(path: str | Path | None) -> tuple[str, str]:
-        return (Path(path).name, fingerprint(Path(path))) if path else ('none', '')
+        return (Path(path).name, gguf.identity(Path(path))) if path else ('none', '')
 
     lora, adapter = of_file(config.lora)
     return {
@@ -95,21 +93,6 @@ def identity(decoder: Path, encoder: Path | None, config: Config) -> Identity:
             str(lib.LLAMA_STATE_SEQ_VERSION),
         ),
     }
-
-
-def fingerprint(path: Path) -> str:
-    """Hash the size of a file, its head and a sample of the rest: quick even for gigabytes."""
-    with path.open('rb') as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256(str(size).encode())
-        if size <= HEAD + BLOCKS * BLOCK:
-            digest.update(file.read())
-            return digest.hexdigest()
-        digest.update(file.read(HEAD))
-        for i in range(BLOCKS):
-            file.seek(HEAD + (size - HEAD - BLOCK) * i // (BLOCKS - 1))
-            digest.update(file.read(BLOCK))
-    return digest.hexdigest()
 
 
 # -- writing ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 import logging
+import os
 from pathlib import Path
 from time import perf_counter
 
@@ -17,8 +18,11 @@ from .config import Config
 from .encoders import EncoderOptions, open_encoder, VisionEncoder
 from .errors import ConfigError
 from .families import detect, Family
+from .families.pairing import check_pair
 from .llama.context import Context
+from .llama.gguf import parts
 from .llama.model import Model
+from .llama.probe import check_loads
 from .prompt.template import CHATML, ChatTemplate, PLAIN
 
 logger = logging.getLogger('hobot_vlm')
@@ -62,8 +66,17 @@ def load(config: Config) -> Parts:
         files = catalogue.resolve(config)
         unset = {f.name for f in fields(Config) if getattr(config, f.name) == f.default}
         config = replace(config, **{k: v for k, v in files.options.items() if k in unset})
+        check_loads(
+            files.decoder,
+            lora=Path(os.path.expanduser(config.lora)) if config.lora else None,
+            mmproj=of_kind(files.encoder, '.gguf'),
+            onnx=of_kind(files.encoder, '.onnx'),
+            n_gpu_layers=config.n_gpu_layers,
+            cache_type=config.cache_type,
+            flash_attention=config.flash_attention,
+        )
         # 2. language
-        model = Model(files.decoder, n_gpu_layers=config.n_gpu_layers, mmap=config.mmap)
+        model = Model(parts(files.decoder)[0], n_gpu_layers=config.n_gpu_layers, mmap=config.mmap)
         undo.callback(model.close)
         context = Context(
             model,
@@ -79,6 +92,7 @@ def load(config: Config) -> Parts:
         # 3. vision
         encoder, family = None, None
         if files.encoder is not None:
+            check_pair(model, files.encoder)
             encoder = open_encoder(
                 files.encoder,
                 EncoderOptions(config.encoder_threads, config.bpu_priority, config.cores()),
@@ -115,6 +129,11 @@ def load(config: Config) -> Parts:
         return Parts(
             config, model, context, encoder, files.encoder, family, template, undo.pop_all()
         )
+
+
+def of_kind(path: Path | None, suffix: str) -> Path | None:
+    """Give a file if it has this suffix."""
+    return path if path is not None and path.suffix == suffix else None
 
 
 def check_request(config: Config, family: Family | None) -> None:

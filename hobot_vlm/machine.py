@@ -23,6 +23,26 @@ def resident_bytes() -> int:
     return pages * os.sysconf('SC_PAGE_SIZE')
 
 
+def memory_bytes() -> tuple[int, int]:
+    """Give the memory of this machine: all of it, and what is free or could be."""
+    with open('/proc/meminfo', encoding='ascii') as file:
+        lines = dict(line.split(':') for line in file)
+    whole, free = (1024 * int(lines[name].split()[0]) for name in ('MemTotal', 'MemAvailable'))
+    return whole, free
+
+
+def return_free_memory() -> None:
+    """
+    Give memory that was freed back to the system.
+
+    glibc keeps it for the next request, and after a run of a large model that is a lot. Takes
+    some milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:  # only glibc has it
+        trim(0)
+
+
 def share_one_heap() -> None:
     """
     Let all threads allocate from one heap; best called before there are any.

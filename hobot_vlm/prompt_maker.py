@@ -7,10 +7,10 @@ Knows the parts of a model; runs nothing, and knows nothing of who asks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from . import loader
-from .config import Config, PER_REQUEST
+from .config import Config, PER_REQUEST, unknown_option
 from .engine.request import Request
 from .errors import ConfigError, PictureError
 from .families import boxes
@@ -20,6 +20,8 @@ from .prompt.history import Turn
 from .prompt.template import ends_in_thought
 from .prompt.tokens import Prompt, to_prompt
 from .values import ImageEmbedding, Part, Reply
+
+OPTIONS = {item.name for item in fields(Config)}
 
 #: temperature of ``thinking`` where none is given, as InternVL3.5's makers advise
 THINKING_TEMPERATURE = 0.6
@@ -55,6 +57,8 @@ class PromptMaker:
         options = dict(request.options)
         for name in options:
             if name not in PER_REQUEST:
+                if name not in OPTIONS:
+                    raise unknown_option(name, {*PER_REQUEST, *(f.name for f in fields(Request))})
                 raise ConfigError(
                     f'{name} cannot differ from question to question; expected one '
                     f'of {", ".join(PER_REQUEST)}',

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,21 @@ class Reply:
     thinking: str = ''
     boxes: tuple[Box, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        """Show the answer in a notebook; what the model wrote stays text."""
+        notes = (
+            f'{self.finish_reason}; {self.prompt_tokens} tokens asked, {self.completion_tokens} '
+            f'answered; {self.timings.ttft_ms:.0f} ms to the first, '
+            f'{self.timings.tokens_per_second:.1f} a second'
+        )
+        return (
+            f'<div style="white-space: pre-wrap">{escape(self.text)}</div>'
+            f'<div style="opacity: 0.6; font-size: 85%">{escape(notes)}</div>'
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Give the fields by name, for JSON; of the last three only those that hold something."""

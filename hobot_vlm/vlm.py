@@ -14,9 +14,10 @@ from functools import cached_property, partial
 import logging
 from pathlib import Path
 import threading
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from . import catalogue, conversation_file, loader, many
+from .catalogue import Model, user_file
 from .config import Config
 from .conversation import Conversation
 from .engine.engine import Engine
@@ -25,12 +26,21 @@ from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Stream
 from .errors import StateError, VlmError
+from .image.camera import Camera
 from .image.load import load_rgb
+from .image.video import read_frames
 from .llama.kv_cache import KvCache
 from .llama.sampler import Sampler
 from .prompt.tokens import tokenize_plainly
 from .prompt_maker import PromptMaker
 from .values import Images, ImageSource, Pixels, Reply, Status
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .option_types import AskOptions, LoadOptions
+
+__all__ = ['Camera', 'make_request', 'Model', 'read_image', 'read_video', 'user_file', 'VLM']
 
 logger = logging.getLogger('hobot_vlm')
 
@@ -65,7 +75,7 @@ class VLM:
         self._prompts = ThreadPoolExecutor(1, 'prompt')  # templates and tokens, off the engine
 
     @classmethod
-    def load(cls, model: str = 'demo', **options: Any) -> VLM:
+    def load(cls, model: str = 'demo', **options: Unpack[LoadOptions]) -> VLM:
         """
         Load a model of the catalogue, or files given as ``model_file_name=``, ``llm_model_name=``.
 
@@ -134,24 +144,27 @@ class VLM:
 
     # -- asking ------------------------------------------------------------------------------
 
-    def ask(self, prompt: Any, images: Images = None, **more: Any) -> Reply:
+    def ask(self, prompt: Any, images: Images = None, **more: Unpack[AskOptions]) -> Reply:
         """
         Answer one question, in a conversation of its own.
 
         :param prompt: text, or messages as chat APIs have them
         :param more: fields of :class:`hobot_vlm.engine.request.Request`, and any of
-            ``config.PER_REQUEST``
+            ``config.PER_REQUEST``; ``option_types.py`` lists both
         :raises PictureError: a picture cannot be read
         :raises PromptTooLong: the prompt does not fit ``n_ctx``
         """
         return self.stream(prompt, images, **more).wait()
 
-    def stream(self, prompt: Any, images: Images = None, **more: Any) -> Stream:
+    def stream(self, prompt: Any, images: Images = None, **more: Unpack[AskOptions]) -> Stream:
         """Answer as ``ask`` does, piece by piece; returns at once."""
         return self.submit(make_request(prompt, images, **more))
 
     def ask_many(
-        self, questions: List[tuple[Any, Images] | Request], parallel: int = 8, **more: Any
+        self,
+        questions: List[tuple[Any, Images] | Request],
+        parallel: int = 8,
+        **more: Unpack[AskOptions],
     ) -> list[Reply | VlmError]:
         """
         Answer several questions, each in a conversation of its own.
@@ -172,7 +185,7 @@ class VLM:
             request.sources, self._maker.config_of(request), request.priority
         )
 
-    def encode(self, images: Images, **options: Any) -> None:
+    def encode(self, images: Images, **options: Unpack[AskOptions]) -> None:
         """
         Encode pictures ahead of the question about them, and wait for it.
 
@@ -256,11 +269,7 @@ class VLM:
             if request.find and images:
                 sequence.conclude = partial(maker.with_boxes, request, images[0].size)
             sampler = Sampler(
-                self._parts.context,
-                config,
-                request.logit_bias,
-                request.logprobs,
-                made.thinking,
+                self._parts.context, config, request.logit_bias, request.logprobs, made.thinking
             )
             self._engine.ready(sequence, made.prompt, made.thinking, sampler)
 
@@ -354,6 +363,16 @@ def read_image(source: ImageSource) -> Pixels:
     :raises PictureError: it cannot be read
     """
     return load_rgb(source)
+
+
+def read_video(path: str | Path, frames: int) -> list[Pixels]:
+    """
+    Take frames from a video, spread evenly, as RGB uint8 (height, width, 3).
+
+    :raises PictureError: it cannot be read
+    :raises BackendMissing: OpenCV is not installed
+    """
+    return read_frames(path, frames)
 
 
 def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:

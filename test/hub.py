@@ -3,7 +3,7 @@ A Hugging Face hub on this machine: as much of its protocol as downloads use.
 
 Files are answered as the hub answers large ones: a redirect that carries commit, size and SHA-256,
 to another host that knows ranges. It can also misbehave: cut connections, send wrong bytes, ignore
-ranges.
+ranges, send without end or nothing at all.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ class Hub:
     :param cuts: one number for each download to come: bytes after which the connection breaks
     :param lies: path -> other bytes that are sent under the right checksum
     :param small: paths that are answered as the hub answers small files, without a redirect
+    :param bad: what else goes wrong: ``endless`` or ``silent`` or ``slow`` content, ``endless
+        list``, ``endless page``, ``silent list``, ``silent answer``, ``no size``
     """
 
     files: dict[str, dict[str, bytes]]
     cuts: list[int] = field(default_factory=list)
     lies: dict[str, bytes] = field(default_factory=dict)
     small: set[str] = field(default_factory=set)
+    bad: str = ''
+    sent: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
     ignores_ranges: bool = False
     requests: list[tuple[str, str]] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
@@ -86,17 +91,27 @@ def serve(files: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             if repo not in hub.files:
                 self.refuse('RepoNotFound')
                 return
+            if hub.bad == 'silent list':
+                hub.ended.wait(60)
+            if hub.bad == 'endless page':
+                self.pour(b'["' + b'x' * 65536)
+                return
             text = json.dumps(
                 [
                     {'type': 'file', 'path': path, 'size': len(content), 'oid': sha1(content)}
                     for path, content in hub.files[repo].items()
                 ]
             ).encode()
-            self.head(200, {'Content-Type': 'application/json', 'Content-Length': len(text)})
+            headers = {'Content-Type': 'application/json', 'Content-Length': len(text)}
+            if hub.bad == 'endless list':
+                headers['Link'] = f'<{hub.url}{self.path}>; rel="next"'
+            self.head(200, headers)
             self.wfile.write(text)
 
         def resolve(self, repo: str, path: str, body: bool) -> None:
             content = hub.files.get(repo, {}).get(path)
+            if hub.bad == 'silent answer':
+                hub.ended.wait(60)
             if content is None:
                 self.refuse('EntryNotFound' if repo in hub.files else 'RepoNotFound')
             elif path in hub.small:
@@ -109,7 +124,7 @@ def serve(files: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
                     {
                         'Location': f'http://localhost:{hub.port}/content/{repo}/{path}',
                         'X-Repo-Commit': COMMIT,
-                        'X-Linked-Size': len(content),
+                        **({} if hub.bad == 'no size' else {'X-Linked-Size': len(content)}),
                         'X-Linked-Etag': f'"{hashlib.sha256(content).hexdigest()}"',
                         'Content-Length': 0,
                     },
@@ -122,6 +137,11 @@ def serve(files: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
                 self.head(200, {**about, 'Content-Length': len(content)})
                 return
             hub.ranges.append(wanted)
+            if hub.bad == 'silent':
+                hub.ended.wait(60)
+            if hub.bad in ('endless', 'slow'):
+                self.pour(bytes(65536) if hub.bad == 'endless' else b'x')
+                return
             start = int(wanted.split('=')[1].split('-')[0]) if wanted else 0
             if wanted and not hub.ignores_ranges:
                 span = f'bytes {start}-{len(content) - 1}/{len(content)}'
@@ -135,6 +155,17 @@ def serve(files: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             if cut is not None:
                 self.wfile.flush()
                 self.close_connection = True
+
+        def pour(self, piece: bytes) -> None:
+            """Send the same again and again, until nobody wants it any more."""
+            self.head(200, {})
+            self.close_connection = True
+            try:
+                while not hub.ended.wait(0.01 if len(piece) == 1 else 0):
+                    self.wfile.write(piece)
+                    hub.sent += len(piece)
+            except OSError:
+                pass
 
         def head(self, status: int, headers: dict[str, object]) -> None:
             self.send_response(status)
@@ -152,6 +183,7 @@ def serve(files: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

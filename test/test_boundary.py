@@ -37,7 +37,7 @@ def test_no_core_file_imports_ros():
 
 
 def test_the_engine_and_the_tool_load_no_ros():
-    loaded = loaded_by('import hobot_vlm.engine, hobot_vlm.cli')
+    loaded = loaded_by('import hobot_vlm.vlm, hobot_vlm.cli.ask, hobot_vlm.maix.nn')
     assert 'llama_cpp' in loaded
     assert not loaded & ROS
     assert not [name for name in loaded if name.startswith('hobot_vlm.ros')]

@@ -350,6 +350,35 @@ def test_a_wrong_catalogue_is_named_with_what_is_wrong(home, text, words):
     assert str(home / 'models.yaml') in str(caught.value)
 
 
+ALIASES = 'a0: &a0 [x, x, x, x, x, x, x, x, x]\n' + ''.join(
+    f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 9)}]\n' for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        'models: *a11',
+        'models: {m: *a11}',
+        'models: {m: {languages: *a11, variants: {any: {decoder: d}}}}',
+        'models: {m: {family: *a11}}',
+        'models: {m: {size_mb: *a11}}',
+        'models: {m: {variants: *a11}}',
+        'models: {m: {variants: {any: {decoder: *a11}}}}',
+        'models: {m: {variants: {any: {decoder: d, options: {n_ctx: *a11}}}}}',
+        'models: {m: {variants: {any: {decoder: d, options: {n_ctx: "' + 'x' * 9999 + '"}}}}}',
+        'models: {' + 'x' * 9999 + ': 3}',
+        'models: ' + '[' * 5000,
+        '#' * (2 << 20),
+    ],
+)
+def test_messages_do_not_carry_the_data(home, entry):
+    own(home, ALIASES + entry if '*a11' in entry else entry)
+    with pytest.raises(ConfigError) as caught:
+        catalogue.load()
+    assert len(str(caught.value)) < 900
+
+
 def test_an_unreadable_catalogue_is_named(home):
     (home / 'models.yaml').write_bytes(b'\xff\xfe\xff')
     with pytest.raises(ConfigError, match='models.yaml: cannot be read'):

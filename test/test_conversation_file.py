@@ -333,26 +333,26 @@ def test_saving_waits_for_the_answer_that_is_made(small_vlm, tmp_path):
 
 
 def test_the_demo_files_are_told_apart():
-    from hobot_vlm.conversation_file import fingerprint
+    from hobot_vlm.llama.gguf import identity
 
-    assert fingerprint(DEMO / 'decoder.gguf') != fingerprint(DEMO / 'vision.onnx')
+    assert identity(DEMO / 'decoder.gguf') != identity(DEMO / 'vision.onnx')
 
 
 def test_a_large_file_is_known_by_a_sample(tmp_path):
-    from hobot_vlm.conversation_file import fingerprint
+    from hobot_vlm.llama.gguf import identity
 
     path = tmp_path / 'large'
     data = np.random.default_rng(1).integers(0, 256, 9 << 20, np.uint8)
     data.tofile(path)
-    before = fingerprint(path)
-    assert fingerprint(path) == before
+    before = identity(path)
+    assert identity(path) == before
     for changed in (
         data[:-1],
         np.concatenate([data[:-1], [data[-1] ^ 1]]).astype(np.uint8),
         data ^ np.uint8(1),
     ):
         changed.tofile(path)
-        assert fingerprint(path) != before
+        assert identity(path) != before
 
 
 def test_a_closed_model_says_so(tmp_path, state):

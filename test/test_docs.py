@@ -10,7 +10,8 @@ import re
 import shlex
 import xml.etree.ElementTree as ElementTree
 
-from hobot_vlm import catalogue, cli
+from hobot_vlm import catalogue
+from hobot_vlm.cli.main import main
 from hobot_vlm.config import NodeConfig
 from hobot_vlm.ros.inbox import Prompt, Stamp
 from hobot_vlm.ros.outcome import ImageInfo, Outcome
@@ -146,7 +147,7 @@ def test_the_graph_is_well_formed():
 
 def options_of_vlm(capsys, command: str) -> set[str]:
     with pytest.raises(SystemExit):
-        cli.main([command, '--help'])
+        main([command, '--help'])
     return set(re.findall(r'(?<![\w-])--?[a-z][\w-]*', capsys.readouterr().out))
 
 

@@ -18,7 +18,6 @@ import pytest
 
 REPO = 'maker/model'
 ENCODER = bytes(range(256)) * 2048
-#: huggingface_hub writes, and so keeps, 10 MiB at a time
 DECODER = os.urandom(1 << 20) * 24
 
 CATALOGUE = f"""
@@ -35,6 +34,10 @@ models:
       any:
         encoder: {REPO}:onnx/*.onnx
         decoder: {REPO}:*.gguf
+  split:
+    variants: {{any: {{decoder: '{REPO}:parts/big-00001-of-00003.gguf'}}}}
+  split-pattern:
+    variants: {{any: {{decoder: '{REPO}:parts/*.gguf'}}}}
   absent-file:
     variants: {{any: {{decoder: '{REPO}:nothing.gguf'}}}}
   absent-repo:
@@ -155,19 +158,19 @@ def test_a_cut_connection_is_resumed(env, server):
     server.cuts = [10**9, 11 << 20, 11 << 20]
     found = paths(vlm(env, 'download', 'small'))
     assert found['decoder'].read_bytes() == DECODER
-    assert server.ranges == [None, None, f'bytes={10 << 20}-', f'bytes={20 << 20}-']
+    assert server.ranges == [None, None, f'bytes={11 << 20}-', f'bytes={22 << 20}-']
 
 
 def test_a_later_run_goes_on_where_an_interrupted_one_stopped(env, server):
     server.cuts = [10**9, 21 << 20, *[0] * 50]
     assert 'the same command goes on' in error(vlm(env, 'download', 'small'))
     # what came is kept, under a name that nothing takes for the whole
-    assert cache(env)[sha256(DECODER) + '.incomplete'] == DECODER[: 20 << 20]
+    assert cache(env)[sha256(DECODER) + '.incomplete'] == DECODER[: 21 << 20]
     assert sha256(DECODER) not in cache(env)
     assert 'is not on this machine' in error(vlm(env, 'ask', '-m', 'small', 'What is it?'))
     server.cuts, server.ranges = [], []
     assert paths(vlm(env, 'download', 'small'))['decoder'].read_bytes() == DECODER
-    assert server.ranges == [f'bytes={20 << 20}-']
+    assert server.ranges == [f'bytes={21 << 20}-']
     assert set(cache(env)) == {sha256(ENCODER), sha256(DECODER)}
 
 
@@ -189,7 +192,7 @@ def test_a_killed_download_leaves_no_file_that_looks_whole(env, server):
     assert 'is not on this machine' in error(vlm(env, 'ask', '-m', 'small', 'What is it?'))
     server.cuts, server.ranges = [], []
     assert paths(vlm(env, 'download', 'small'))['decoder'].read_bytes() == DECODER
-    assert server.ranges == [f'bytes={20 << 20}-']
+    assert server.ranges == [f'bytes={21 << 20}-']
 
 
 def test_a_server_that_ignores_ranges_does_no_harm(env, server):
@@ -318,3 +321,79 @@ def test_models_lists_what_is_here(env):
     assert [line.split()[:5] for line in after.splitlines() if line.startswith('small ')] == [
         ['small', '26', 'MB', 'en', 'yes']
     ]
+
+
+PARTS = {f'parts/big-0000{i}-of-00003.gguf': bytes([i]) * 5000 for i in (1, 2, 3)}
+
+
+@pytest.mark.parametrize('name', ['split', 'split-pattern'])
+def test_all_parts_of_a_split_are_fetched(env, server, name):
+    server.files[REPO].update(PARTS)
+    first = paths(vlm(env, 'download', name))['decoder']
+    assert first.name == 'big-00001-of-00003.gguf'
+    for path, content in PARTS.items():
+        assert (first.parent / Path(path).name).read_bytes() == content
+    assert server.downloads == 3
+    # one that is gone or damaged is fetched again, and it alone
+    third = first.parent / 'big-00003-of-00003.gguf'
+    third.unlink()
+    assert 'is not on this machine' in error(vlm(env, 'ask', '-m', name, 'What is it?'))
+    assert paths(vlm(env, 'download', name))['decoder'] == first and third.is_file()
+    third.resolve().write_bytes(b'damaged')
+    assert paths(vlm(env, 'download', name))['decoder'] == first
+    assert third.read_bytes() == PARTS['parts/big-00003-of-00003.gguf']
+    assert server.downloads == 4
+
+
+def test_a_part_that_the_hub_lacks_is_named(env, server):
+    server.files[REPO].update(list(PARTS.items())[:2])
+    assert 'holds no such file' in error(vlm(env, 'download', 'split'))
+
+
+# -- a hub that does not end ------------------------------------------------------------------
+
+FETCH = """
+import sys, resource
+from hobot_vlm import hub, transfer
+from hobot_vlm.errors import DownloadError
+hub.ANSWER_SECONDS = transfer.START_SECONDS = 1.0
+transfer.LEAST_SECONDS, transfer.PAUSE = 0.5, 0.0
+from hobot_vlm import net
+net.SILENCE = 1.0
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    print(hub.fetch(sys.argv[1], sys.argv[2]))
+except DownloadError as error:
+    print('DownloadError', error)
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # 200 MB
+"""
+
+
+@pytest.mark.parametrize(
+    ('bad', 'name', 'told'),
+    [
+        ('endless', 'decoder.gguf', 'more than the 25165824 bytes came that the hub promised'),
+        ('silent', 'decoder.gguf', 'check the network'),
+        ('slow', 'decoder.gguf', 'less than 60 kB came in'),
+        ('silent answer', 'decoder.gguf', 'no answer after 1 s'),
+        ('no size', 'decoder.gguf', ''),
+        ('silent list', '*.gguf', 'no answer after 1 s'),
+        ('endless page', '*.gguf', 'a list of more than 16 MB'),
+        ('endless list', '*.gguf', 'does not end after 100 pages'),
+    ],
+)
+def test_the_hub_sets_no_bound(env, server, bad, name, told):
+    server.bad = bad
+    result = subprocess.run(
+        [sys.executable, '-c', FETCH, REPO, name],
+        env=env,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert told in result.stdout
+    assert result.stdout.startswith('DownloadError') or bad == 'no size'
+    kept = sum(map(len, cache(env).values()))
+    assert kept <= len(DECODER) and server.sent < 100 << 20

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,13 @@ class EncoderOptions:
     :param threads: CPU threads; 0 lets the runtime decide
     :param bpu_priority: 0 (lowest) to 255
     :param bpu_cores: BPU cores to use; empty lets the runtime decide
+    :param device: the runtime, see `runtimes`; auto: the fastest
     """
 
     threads: int = 0
     bpu_priority: int = 0
     bpu_cores: tuple[int, ...] = ()
+    device: str = 'auto'
 
 
 class VisionEncoder(ABC):
@@ -46,6 +47,7 @@ class VisionEncoder(ABC):
     tokens: int
     n_embd: int
     usual_tiles: int = 0
+    runtime: str
 
     @abstractmethod
     def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:
@@ -55,6 +57,9 @@ class VisionEncoder(ABC):
         :return: float32 (tiles, tokens, n_embd), C order
         :raises InferenceError: the runtime failed
         """
+
+    def stop(self) -> None:  # noqa: B027  # not every runtime can
+        """End a run that is on its way, from any thread, where the runtime can be stopped."""
 
     @abstractmethod
     def close(self) -> None:
@@ -67,28 +72,26 @@ class VisionEncoder(ABC):
         self.close()
 
 
-#: file suffix -> class, imported when a file of that kind is opened
-ENCODERS = {
-    '.onnx': 'hobot_vlm.encoders.onnx:OnnxEncoder',
-    '.bin': 'hobot_vlm.encoders.bpu:BpuEncoder',
-    '.hbm': 'hobot_vlm.encoders.bpu:BpuEncoder',
-    '.gguf': 'hobot_vlm.encoders.mmproj:MmprojEncoder',
-}
+#: suffixes of encoder files
+SUFFIXES = ('.bin', '.gguf', '.hbm', '.onnx')
+
+#: ``encoder_device``: whichever runtime is fastest
+AUTO = 'auto'
 
 
 def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -> VisionEncoder:
     """
-    Open an encoder file with the runtime for its kind.
+    Open an encoder file in the runtime that the options name, or in the fastest.
 
     :raises ModelFileError: missing, damaged or of an unknown kind
+    :raises ModelMismatch: no encoder of a known family
     :raises BackendMissing: this machine lacks the runtime
+    :raises ConfigError: ``options.device`` names a runtime that this file is not for
     """
     path = Path(path)
-    if path.suffix not in ENCODERS:
+    if path.suffix not in SUFFIXES:
         raise ModelFileError(
-            path,
-            f'no encoder is known for *{path.suffix}; '
-            f'expected one of {", ".join(sorted(ENCODERS))}',
+            path, f'no encoder is known for *{path.suffix}; expected one of {", ".join(SUFFIXES)}'
         )
     if not path.is_file():
         raise ModelFileError(
@@ -96,6 +99,11 @@ def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -
             'there is no such file; give the path of the vision encoder '
             'in model_file_name, or a name that `vlm models` lists in model',
         )
-    module, name = ENCODERS[path.suffix].split(':')
-    encoder: VisionEncoder = getattr(import_module(module), name)(path, options)
-    return encoder
+    # Imported here, since the runtimes' own files import this one.
+    from .choice import fastest
+    from .runtimes import candidates, named
+
+    found, unfit = candidates(path, options)
+    if options.device == AUTO:
+        return fastest(path, found, options.threads)
+    return named(path, found, unfit, options.device).open()

@@ -62,6 +62,8 @@ class BpuEncoder(VisionEncoder):
 
     usual_tiles = 1  # each one takes the BPU of an X5 one to three seconds
 
+    runtime = 'BPU'
+
     def __init__(self, path: str | Path, options: EncoderOptions) -> None:
         self.path = Path(path)
         self._runtime: _HbmRuntime | _EasyDnn | None = _open(self.path, options)

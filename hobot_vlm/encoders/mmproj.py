@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import EncoderOptions, VisionEncoder
+from .mmproj_file import IDEFICS3, INTERNVL, MmprojFile
 from .pixels import check_embeddings, check_tiles
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
 from ..llama.backend import last_errors, on_log, start_backend
-from ..llama.gguf import GgufHeader, read_gguf
 from ..machine import usable_cores
 from ..values import ImageTiles
 
@@ -35,8 +35,6 @@ except (ImportError, OSError) as exc:
         'install llama-cpp-python 0.3.36 '
         'or later with its default settings, or use an ONNX encoder',
     ) from exc
-
-INTERNVL, IDEFICS3 = 'internvl', 'idefics3'
 
 #: the node of the graph where positions have just been added to the patches
 POSITIONS_NODE = b'pos_embed'
@@ -62,16 +60,18 @@ class MmprojEncoder(VisionEncoder):
     :raises ModelMismatch: an encoder of another family
     """
 
+    runtime = 'libmtmd'
+
     def __init__(self, path: str | Path, options: EncoderOptions) -> None:
         self.path = Path(path)
         # 1. what the file says; libmtmd ends the process on some files that are not right
-        header = read_gguf(self.path)
-        facts = _Facts(header)
+        facts = MmprojFile(self.path)
+        _check_for_ggml(facts)
         self.tile_size, self.tokens, self.n_embd = facts.tile_size, facts.tokens, facts.n_embd
-        self._per_strip = facts.tiles_per_strip()
+        self._per_strip = _tiles_per_strip(facts)
         # SmolVLM's pictures are followed by an overview, which nobody asks for
         self._images_per_strip = self._per_strip + (facts.projector == IDEFICS3)
-        self._positions = _Positions(header) if facts.projector == INTERNVL else None
+        self._positions = _Positions(facts) if facts.projector == INTERNVL else None
         with ExitStack() as stack:
             # 2. libmtmd, with a vocabulary for the text that it puts around pictures
             start_backend()
@@ -155,128 +155,40 @@ class MmprojEncoder(VisionEncoder):
         return InferenceError(f'llama.cpp failed to {what} with {self.path}: {why}')
 
 
-class _Facts:
+def _tiles_per_strip(file: MmprojFile) -> int:
     """
-    What is needed of the header, checked.
+    Count the tiles of the widest picture that libmtmd cuts into just these tiles.
 
-    :raises ModelFileError: no vision encoder
-    :raises ModelMismatch: one that is not served
+    For InternVL that is one tile. For SmolVLM it brings the longest edge to a length that stands
+    in the file and then cuts; a row of tiles of that length it leaves as it is.
     """
-
-    def __init__(self, header: GgufHeader) -> None:
-        self.header = header
-        architecture = header.metadata.get('general.architecture')
-        if architecture != 'clip':
-            raise ModelFileError(
-                header.path,
-                f'its architecture is {architecture!r}, expected '
-                "'clip': give the mmproj file as the encoder and the language "
-                'model as llm_model_name',
-            )
-        if not header.metadata.get('clip.has_vision_encoder'):
-            raise ModelFileError(
-                header.path, 'it has no vision encoder; give the mmproj file of a model that sees'
-            )
-        self.projector = header.metadata.get('clip.projector_type') or header.metadata.get(
-            'clip.vision.projector_type'
+    if file.projector == INTERNVL:
+        return 1
+    key = 'clip.vision.preproc_image_size'  # older files have none
+    longest = file.number(key) if key in file.header.metadata else file.tile_size
+    if longest % file.tile_size or file.tile_size % 2:
+        raise ModelMismatch(
+            f'{file.path}: preproc_image_size {longest} is no multiple '
+            f'of the tile, {file.tile_size} pixels, so llama.cpp cannot be given '
+            'tiles; use encoder_device cpu (ONNX Runtime)'
         )
-        if self.projector not in (INTERNVL, IDEFICS3):
-            raise ModelMismatch(
-                f'{header.path} is an encoder of type {self.projector!r}; '
-                "expected 'internvl' (InternVL) or 'idefics3' (SmolVLM)"
-            )
-        # 1. numbers that must fit each other
-        self.tile_size = self._number('clip.vision.image_size')
-        patch = self._number('clip.vision.patch_size')
-        merge = self._number('clip.vision.projector.scale_factor')
-        width, heads = (
-            self._number('clip.vision.embedding_length'),
-            self._number('clip.vision.attention.head_count'),
-        )
-        if self.tile_size % (patch * merge) or width % heads:
+    return longest // file.tile_size
+
+
+def _check_for_ggml(file: MmprojFile) -> None:
+    """
+    Refuse what makes ggml end the process: it adds only float32 to what is computed.
+
+    :raises ModelFileError: a bias, a norm or the positions are stored in another format
+    """
+    for name, info in file.header.tensors.items():
+        added = len(info.shape) == 1 or name == 'v.position_embd.weight'
+        if name.startswith(('v.', 'mm.')) and added and info.kind != 0:
             raise ModelFileError(
-                header.path,
-                f'tiles of {self.tile_size} pixels do not divide into '
-                f'{patch * merge}, or width {width} not into {heads} heads: '
-                'convert the model anew',
+                file.path,
+                f'{name} is of type {info.kind}, and libmtmd needs float32 (0) there: use '
+                'encoder_device cpu (ONNX Runtime), or convert the model anew',
             )
-        patches = (self.tile_size // patch) ** 2
-        self.tokens = patches // merge**2
-        # 2. tensors; libmtmd takes most for optional and crashes when it needs one
-        inner = self._number('clip.vision.feed_forward_length')
-        sizes = {'v.patch_embd.weight': width * 3 * patch**2}
-        for i in range(self._number('clip.vision.block_count')):
-            block = f'v.blk.{i}.'
-            sizes.update(
-                {
-                    f'{block}ln1.weight': width,
-                    f'{block}ln2.weight': width,
-                    f'{block}attn_out.weight': width**2,
-                    f'{block}ffn_up.weight': width * inner,
-                    f'{block}ffn_down.weight': width * inner,
-                }
-            )
-            if f'{block}attn_qkv.weight' in header.tensors:
-                sizes[f'{block}attn_qkv.weight'] = 3 * width**2
-            else:
-                sizes.update({f'{block}attn_{which}.weight': width**2 for which in 'qkv'})
-        if self.projector == INTERNVL:
-            sizes.update(
-                {
-                    'v.class_embd': width,
-                    'v.position_embd.weight': (patches + 1) * width,
-                    'mm.model.mlp.0.weight': width * merge**2,
-                }
-            )
-            self.n_embd, hidden = self._shape('mm.model.mlp.3.weight', 2)
-            sizes['mm.model.mlp.1.weight'] = hidden * width * merge**2
-        else:
-            sizes['v.position_embd.weight'] = patches * width
-            self.n_embd, _ = self._shape('mm.model.fc.weight', 2)
-            sizes['mm.model.fc.weight'] = self.n_embd * width * merge**2
-        for name, size in sizes.items():
-            shape = self._shape(name)
-            if np.prod(shape, dtype=object) != size:
-                raise ModelFileError(
-                    header.path,
-                    f'{name} is {shape}, which is not {size} numbers: convert the model anew',
-                )
-
-    def _number(self, key: str) -> int:
-        value = self.header.metadata.get(key)
-        if not isinstance(value, int) or value < 1:
-            raise ModelFileError(
-                self.header.path,
-                f'{key} is {value!r}, expected a positive number: convert the model anew',
-            )
-        return value
-
-    def _shape(self, name: str, axes: int = 0) -> tuple[int, ...]:
-        info = self.header.tensors.get(name)
-        if info is None or axes and len(info.shape) != axes:
-            raise ModelFileError(
-                self.header.path, f'it has no tensor {name}: convert the model anew'
-            )
-        return info.shape
-
-    def tiles_per_strip(self) -> int:
-        """
-        Count the tiles of the widest picture that libmtmd cuts into just these tiles.
-
-        For InternVL that is one tile. For SmolVLM it brings the longest edge to a length that
-        stands in the file and then cuts; a row of tiles of that length it leaves as it is.
-        """
-        if self.projector == INTERNVL:
-            return 1
-        key = 'clip.vision.preproc_image_size'  # older files have none
-        longest = self._number(key) if key in self.header.metadata else self.tile_size
-        if longest % self.tile_size or self.tile_size % 2:
-            raise ModelMismatch(
-                f'{self.header.path}: preproc_image_size {longest} is no multiple '
-                f'of the tile, {self.tile_size} pixels, so llama.cpp cannot be given '
-                'tiles; use the ONNX encoder of the model'
-            )
-        return longest // self.tile_size
 
 
 class _Positions:
@@ -289,9 +201,9 @@ class _Positions:
     what is missing to every later one. A libmtmd that does it right is left alone.
     """
 
-    def __init__(self, header: GgufHeader) -> None:
-        self.path = header.path
-        self.table = header.read('v.position_embd.weight')
+    def __init__(self, file: MmprojFile) -> None:
+        self.path = file.path
+        self.table = file.floats('v.position_embd.weight')
         self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
         self._seen: npt.NDArray[np.float32] | None = None
         self._missing: npt.NDArray[np.float32] | None = None

@@ -1,5 +1,5 @@
 """
-Vision encoders as ONNX files, run by ONNX Runtime on the CPU.
+Vision encoders as ONNX graphs, whichever runtime they are loaded in.
 
 What goes in and comes out is read from the graph: own exports (one input of pixels) and the
 published SmolVLM2 encoders (a leading picture axis and a mask) need no configuration. The file is
@@ -12,21 +12,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from pathlib import Path
-import re
+import threading
+from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import EncoderOptions, VisionEncoder
-from .onnx_weights import outside_paths
+from . import VisionEncoder
+from .onnx_session import reason
+from .onnx_weights import external_paths
 from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
-from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
+from ..errors import InferenceError, ModelMismatch
+from ..machine import return_free_memory
 from ..values import ImageTiles
 
 #: Most tiles in one run. The attention of a usual encoder takes 50 MB a tile, and a CPU gains
 #: nothing from larger batches.
 MOST_TILES = 16
+
+#: Seconds; a run that takes longer also took memory that is worth giving back, which itself takes
+#: some milliseconds.
+LONG = 0.1
 
 #: SmolVLM's tile, for graphs with a picture axis that leave height and width open. The published
 #: ones do, although their position table fits this size alone.
@@ -47,6 +55,10 @@ MASK_TYPES: dict[str, np.dtype[Any]] = {
 OUTPUT_TYPES = ('tensor(float)', 'tensor(float16)')
 OUTPUT_NAMES = ('image_features', 'image_embeds', 'embeddings')
 
+#: Seconds in which a tile must be done: some, and more with the weights that it passes. An encoder
+#: of 1.2 GB takes 35 s a tile on the slowest board, a tenth of what it gets.
+RUN_SECONDS, RUN_SECONDS_PER_BYTE = 10.0, 250e-9
+
 Axis = Any  # what ONNX Runtime says of an axis: its size, its name, or None
 
 
@@ -58,17 +70,24 @@ class OnnxEncoder(VisionEncoder):
     (tiles, 3, side, side), (tiles, side, side, 3) or (batch, images, 3, side, side); masks, which
     are filled with ones; embeddings as float32 or float16 in (tiles, tokens, n_embd),
     (tokens, n_embd) of one tile, or (batch, images, tokens, n_embd).
+
+    :param path: the file that the graph is in, or was made from
+    :param session: the loaded graph: of ONNX Runtime, or with its face
     """
 
-    def __init__(self, path: str | Path, options: EncoderOptions) -> None:
-        self.path = Path(path)
-        self._session, self._shrink = _open(self.path, options)
+    def __init__(self, path: Path, session: Any, runtime: str) -> None:
+        self.path, self.runtime = path, runtime
+        self._session = session
+        self._seconds = RUN_SECONDS + RUN_SECONDS_PER_BYTE * weight_bytes(path)
+        self._running: Any = None
+        self._stopped = False
         try:
             self._pixels, self._masks = self._find_inputs()
             self.tile_size = self._pixels.format.tile_size
             self._output, self.tokens, self.n_embd = self._find_output()
             if not self.tokens or not self.n_embd:
                 self._measure()
+            return_free_memory()  # loading took twice of what is needed
         except Exception:
             self.close()
             raise
@@ -81,10 +100,13 @@ class OnnxEncoder(VisionEncoder):
         :raises InferenceError: ONNX Runtime failed, or gave something else than embeddings
         """
         check_tiles(tiles, self.tile_size)
+        began = perf_counter()
         total, most = len(tiles.pixels), self._pixels.batch or MOST_TILES
         parts = [
             self._run(tiles, start, min(start + most, total)) for start in range(0, total, most)
         ]
+        if perf_counter() - began > LONG:
+            return_free_memory()
         embeddings = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_embeddings(
             embeddings,
@@ -92,6 +114,12 @@ class OnnxEncoder(VisionEncoder):
             'a float16 or quantised encoder can overflow: use the float32 file',
         )
         return embeddings
+
+    def stop(self) -> None:
+        """End a run that is on its way, from any thread; it raises InferenceError."""
+        self._stopped = True
+        if (running := self._running) is not None:
+            running.terminate = True
 
     def close(self) -> None:
         """Free the session; twice is harmless."""
@@ -107,12 +135,25 @@ class OnnxEncoder(VisionEncoder):
         feeds = {self._pixels.name: batch.reshape(self._pixels.lead(size) + batch.shape[1:])}
         for mask in self._masks:
             feeds[mask.name] = np.ones(mask.shape_for(self._pixels, size), mask.dtype)
+        limit = self._seconds * size
+        options = self._running = _run_options()
+        clock = threading.Timer(limit, setattr, (options, 'terminate', True))
+        clock.daemon = True
+        clock.start()
         try:
-            found = session.run([self._output], feeds, self._shrink if size > 1 else None)[0]
+            found = session.run([self._output], feeds, options)[0]
         except Exception as exc:  # ONNX Runtime's errors have no other base
-            raise InferenceError(
-                f'the vision encoder {self.path} failed on {size} tiles: {_reason(exc)}'
-            ) from exc
+            why = f'failed on {size} tiles: {reason(exc)}'
+            if options.terminate:
+                why = (
+                    'was stopped'
+                    if self._stopped
+                    else f'had not ended after {limit:.0f} s on {size} tiles: export it again'
+                )
+            raise InferenceError(f'the vision encoder {self.path} {why}') from exc
+        finally:
+            clock.cancel()
+            self._running, self._stopped = None, False
         shape = found.shape
         tokens = shape[-2] if len(shape) > 1 else 0
         if not (
@@ -274,58 +315,20 @@ class _Mask:
         )
 
 
-def _open(path: Path, options: EncoderOptions) -> tuple[Any, Any]:
-    """
-    Load a graph.
+def weight_bytes(path: Path) -> int:
+    """Give the size of a file and, for ONNX, of the weights beside it."""
+    outside = external_paths(path) if path.suffix == '.onnx' else []
+    files = (path, *(path.parent / name for name in outside))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
-    :return: the session, and run options that give a batch's memory back
-    """
+
+def _run_options() -> Any:
+    """Make what ends one run when its ``terminate`` is set."""
     try:
         import onnxruntime
-    except ImportError as exc:
-        raise BackendMissing(
-            f'ONNX Runtime, which {path.name} needs, is not installed', 'pip install onnxruntime'
-        ) from exc
-    if not path.is_file():
-        raise ModelFileError(path, 'there is no such file; expected a vision encoder (.onnx)')
-    # 1) nothing is opened that the user did not point to
-    cure = (
-        f'expected a whole ONNX file (this one has {path.stat().st_size} bytes), its external '
-        'data beside it, and operators that ONNX Runtime knows: fetch or export it again'
-    )
-    try:
-        outside = outside_paths(path)
-    except OSError as exc:
-        raise ModelFileError(path, f'it cannot be read: {exc.strerror}; {cure}') from exc
-    except ValueError as exc:
-        raise ModelFileError(path, f'it is not an ONNX file, or was cut short; {cure}') from exc
-    if outside:
-        raise ModelFileError(
-            path, f'its weights lie outside its folder, in {outside[0]!r}; {cure}'
-        )
-    # 2) the graph
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # whatever it would print, it also raises
-    settings.intra_op_num_threads = options.threads
-    # Threads that wait for the next picture would otherwise burn the decoder's cores.
-    settings.add_session_config_entry('session.force_spinning_stop', '1')
-    shrink = onnxruntime.RunOptions()
-    shrink.add_run_config_entry('memory.enable_memory_arena_shrinkage', 'cpu:0')
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), settings, providers=['CPUExecutionProvider']
-        )
-    except Exception as exc:  # ONNX Runtime's errors have no other base
-        raise ModelFileError(
-            path, f'ONNX Runtime {onnxruntime.__version__} cannot load it: {_reason(exc)}; {cure}'
-        ) from exc
-    return session, shrink
-
-
-def _reason(exc: Exception) -> str:
-    """Give the first line of what ONNX Runtime says, without its error codes."""
-    first = (str(exc).splitlines() or [type(exc).__name__])[0]
-    return re.sub(r'^(.* : )?(Load model from .* failed: ?)?', '', first).strip().rstrip('.')
+    except ImportError:  # OpenVINO alone
+        return SimpleNamespace(terminate=False)
+    return onnxruntime.RunOptions()
 
 
 def _describe(entries: Sequence[Any]) -> str:

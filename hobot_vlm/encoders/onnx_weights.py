@@ -39,6 +39,19 @@ def outside_paths(path: Path) -> list[str]:
 
     :raises ValueError: it is no ONNX file, or cut short
     """
+    return [
+        text
+        for text in external_paths(path)
+        if PurePosixPath(text).is_absolute() or '..' in PurePosixPath(text).parts
+    ]
+
+
+def external_paths(path: Path) -> list[str]:
+    """
+    Give the paths of weights that lie outside the file, each once, relative to its folder.
+
+    :raises ValueError: it is no ONNX file, or cut short
+    """
     with path.open('rb') as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     found = []
@@ -48,12 +61,10 @@ def outside_paths(path: Path) -> list[str]:
         for number, content in _fields(message):
             inside = FIELDS[kind].get(number)
             if inside == 'path':
-                text = bytes(content).decode('utf-8', 'replace')
-                if PurePosixPath(text).is_absolute() or '..' in PurePosixPath(text).parts:
-                    found.append(text)
+                found.append(bytes(content).decode('utf-8', 'replace'))
             elif inside:
                 messages.append((inside, content))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -131,7 +131,8 @@ class ImageEncoder:
             for source in sources:
                 if job.abandoned:
                     raise InferenceError('the request was cancelled')
-                images.append(self._prepare(load_rgb(source), job, config, priority))
+                rgb = load_rgb(source, cancelled=lambda: job.abandoned or self._closed)
+                images.append(self._prepare(rgb, job, config, priority))
             job.preprocess = perf_counter() - began
             for tile in (tile for image in images for tile in image.tiles):
                 if not tile.tokens:  # only the encoder tells how many
@@ -241,9 +242,10 @@ class ImageEncoder:
     # -- the end -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the threads; the encoder ends the tile that it is at. Twice is harmless."""
-        if self._preparers is None:
+        """End the threads; the encoder leaves its tile where it can. Twice is harmless."""
+        if self._preparers is None or self._encoder is None:
             return
+        self._encoder.stop()
         with self._changed:
             self._closed = True
             left, self._tasks = self._tasks, []

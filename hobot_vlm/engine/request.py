@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import math
 from typing import Any
 
+import numpy as np
+
 from ..errors import ConfigError, PromptError
 from ..prompt.history import Message, read_messages
 from ..values import Images, ImageSource, Part
@@ -36,6 +38,7 @@ class Request:
     :param find: the prompt names a thing, whose boxes are wanted
     :param priority: higher goes first
     :param timeout: seconds after which the answer ends as it is; 0: never
+    :param bgr: arrays are in BGR order, as OpenCV has them
     :param options: any of ``config.PER_REQUEST``
     :raises PromptError: a prompt of another type
     :raises ConfigError: something else of another type
@@ -50,6 +53,7 @@ class Request:
     find: bool = False
     priority: int = 0
     timeout: float = 0.0
+    bgr: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Message] = field(default=(), init=False)
 
@@ -94,9 +98,13 @@ class Request:
             'seconds, or 0 for none',
         )
 
+        self._check('bgr', isinstance(self.bgr, bool), 'True or False')
+        if self.bgr:
+            object.__setattr__(self, 'images', [_to_rgb(source) for source in self.sources])
+
     @property
     def sources(self) -> list[ImageSource]:
-        """Give one picture, several or none as a list."""
+        """Give one picture, several or none as a list; arrays are RGB."""
         if self.images is None:
             return []
         if isinstance(self.images, (list, tuple)):
@@ -111,6 +119,19 @@ class Request:
 
 def _texts(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
+
+
+def _to_rgb(source: ImageSource) -> ImageSource:
+    """Give an array of OpenCV, BGR or BGRA (height, width, channels), in RGB order."""
+    if not isinstance(source, np.ndarray):
+        raise ConfigError(
+            f'bgr is for arrays, and a picture is of type {type(source).__name__}: leave bgr out, '
+            'files say themselves how their colours stand',
+            'bgr',
+        )
+    if source.ndim == 3 and source.shape[2] in (3, 4):
+        return source[..., [2, 1, 0, 3][: source.shape[2]]]
+    return source  # grey, or what is refused later
 
 
 def _whole(value: object) -> bool:

@@ -39,7 +39,8 @@ class Scheduler:
         self._context = cache.context
         self._room = Room(cache)
         self._idle = True
-        self._full = False  # nobody else can come until something changes
+        self._blocked = False  # whoever waits does not fit, until something changes
+        self._full = False  # there is not even room for those who run, until one of them leaves
 
     def run(self) -> None:
         """Serve until ``closing``."""
@@ -60,7 +61,7 @@ class Scheduler:
         try:
             while True:
                 self.inbox.get(self._idle, self._patience())()
-                self._idle = self._full = False
+                self._idle = self._blocked = False
         except Empty:
             self._idle = False
 
@@ -90,18 +91,18 @@ class Scheduler:
                 if sequence.slot is not None:
                     self._cache.release(sequence.slot)
                 sequence.release()
-                self._full = False
+                self._blocked = self._full = False
 
     # -- 3. who comes --------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Let sequences run, by priority and age, while there is room for what they read."""
-        if self._full:
+        if self._blocked or (self._full and self.running):
             return
         self.waiting.sort(key=lambda s: (-s.request.priority, s.number))
         for sequence in [s for s in self.waiting if s.prompt and s.status is Status.WAITING]:
             if len(self.running) >= MAX_RUNNING or not self._room.admits(sequence, self.running):
-                self._full = True
+                self._blocked = True
                 return
             sequence.begin(self._cache.acquire(sequence.conversation, sequence.prefix))
             self.waiting.remove(sequence)
@@ -148,6 +149,7 @@ class Scheduler:
         finally:
             large, self.large_step = self.large_step, 0
         if outcome is Outcome.NO_ROOM:
+            self._full = True
             return self._room.preempt(self.running, self.waiting)
         if outcome is Outcome.STOPPED:  # for the sake of one; the others repeat the step
             for sequence, _ in step:

@@ -62,6 +62,22 @@ class Family(ABC):
         :param controls: control tokens of the model
         """
 
+    def video(
+        self,
+        frames: Sequence[ImageEmbedding],
+        times: Sequence[float],
+        duration: float,
+        controls: Collection[str],
+    ) -> list[Part]:
+        """
+        Write the frames of a video as they stand before the question.
+
+        :param times: when each frame is shown, in seconds from the first of the video
+        :param duration: of the video, in seconds
+        :param controls: control tokens of the model
+        """
+        return self.parts(frames, [f'Frame{i + 1}' for i in range(len(frames))], controls)
+
     @abstractmethod
     def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         """

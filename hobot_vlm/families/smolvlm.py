@@ -7,6 +7,7 @@ Knows the family's pixels and prompts; nothing of files or runtimes.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 import math
 
 from . import Family
@@ -15,6 +16,19 @@ from ..values import Control, ImageEmbedding, ImageTiles, Part, Pixels, Span, Te
 
 #: The longest edge is brought to this many tiles.
 TILES_PER_EDGE = 4
+
+#: What the makers write around the frames of a video, word for word: the model was trained on it.
+VIDEO_INTRO = (
+    'You are provided the following series of {frames} frames from a {duration} [H:MM:SS] video.\n'
+)
+FRAME_INTRO = '\nFrame from {minutes:02d}:{seconds:02d}:'
+VIDEO_OUTRO = '\n\n'
+
+ONES = (
+    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen '
+    'fifteen sixteen seventeen eighteen nineteen'
+).split()
+TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
 
 AROUND, GLOBAL = '<fake_token_around_image>', '<global-img>'
 
@@ -54,8 +68,7 @@ class SmolVLM(Family):
             spans.append(Text('\n'))
         if image.rows:
             spans.append(Text('\n'))
-        last = len(image.tiles) - 1
-        return [*spans, Control(AROUND), Control(GLOBAL), TileSpan(image, last), Control(AROUND)]
+        return [*spans, *self._global(image)]
 
     def parts(
         self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
@@ -65,6 +78,30 @@ class SmolVLM(Family):
             spans = self.spans(image, controls)
             parts += [f'{labels[i]}: ', spans, '\n'] if labels else [spans]
         return parts
+
+    def video(
+        self,
+        frames: Sequence[ImageEmbedding],
+        times: Sequence[float],
+        duration: float,
+        controls: Collection[str],
+    ) -> list[Part]:
+        """Write an introduction, and each frame as a global picture after its time."""
+        parts: list[Part] = [
+            VIDEO_INTRO.format(
+                frames=in_words(len(frames)), duration=timedelta(seconds=int(duration))
+            )
+        ]
+        for frame, seconds in zip(frames, times, strict=True):
+            minutes, rest = divmod(int(seconds), 60)
+            parts += [FRAME_INTRO.format(minutes=minutes, seconds=rest), self._global(frame)]
+        return [*parts, VIDEO_OUTRO]
+
+    @staticmethod
+    def _global(image: ImageEmbedding) -> list[Span]:
+        """Write the global picture, which is the last tile."""
+        last = len(image.tiles) - 1
+        return [Control(AROUND), Control(GLOBAL), TileSpan(image, last), Control(AROUND)]
 
     def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         fit = fit or self.default_fit
@@ -106,3 +143,16 @@ def refined_size(width: int, height: int, longest: int) -> tuple[int, int]:
 
 def _even(length: int) -> int:
     return max(1, length + length % 2)
+
+
+def in_words(number: int) -> str:
+    """Write a number below 1000 in English words; a larger one in digits."""
+    if number < 20:
+        return ONES[number]
+    if number < 100:
+        ten, one = divmod(number, 10)
+        return TENS[ten - 2] + (f'-{ONES[one]}' if one else '')
+    if number < 1000:
+        hundred, rest = divmod(number, 100)
+        return f'{ONES[hundred]} hundred' + (f' and {in_words(rest)}' if rest else '')
+    return str(number)

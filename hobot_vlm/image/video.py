@@ -1,19 +1,25 @@
 """
-Video files -> a few frames, as arrays.
+Video files -> a few frames with their times.
 
-Knows OpenCV and which frames to take; nothing of models. OpenCV is imported when a video is read.
+Frames are found by reading the video from its start: what headers and indexes say of numbers and
+places is not trusted. Knows OpenCV and which frames to choose; nothing of models. OpenCV is
+imported when a video is read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 import os
 from pathlib import Path
+import time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from .load import MEMORY, short
 from ..errors import BackendMissing, PictureError
+from ..values import Pixels
 
 SUFFIXES = frozenset(
     {
@@ -32,6 +38,31 @@ SUFFIXES = frozenset(
     }
 )
 
+#: Containers that hold their own frames. FFmpeg would also follow playlists, which lead to other
+#: files and to the network.
+CONTAINERS = 'mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf'
+
+#: Seconds for one video. A PC reads ten minutes of 1080p in that time, and a board two.
+SECONDS = 120.0
+
+#: Most frames that are kept, in bytes: as much as a single picture may take.
+MOST_BYTES = MEMORY
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """
+    One frame of a video.
+
+    :param rgb: uint8 (height, width, 3)
+    :param seconds: when it is shown, from the first frame of the video
+    :param duration: of the whole video, in seconds
+    """
+
+    rgb: Pixels
+    seconds: float
+    duration: float
+
 
 def is_video(path: str | Path) -> bool:
     """Tell by its name whether a file is a video."""
@@ -39,37 +70,167 @@ def is_video(path: str | Path) -> bool:
 
 
 def moments(total: int, frames: int) -> list[int]:
-    """Choose which of ``total`` frames to take: the middle of each of ``frames`` equal parts."""
+    """
+    Choose which of ``total`` frames to show: the middle of each of ``frames`` equal parts.
+
+    As InternVL's makers do, but none twice where there are fewer.
+    """
+    if frames >= total:
+        return list(range(total))
     last = total - 1
     part = last / frames
     return [min(int(part / 2 + round(part * i)), last) for i in range(frames)]
 
 
-def read_frames(path: str | Path, frames: int) -> list[npt.NDArray[np.uint8]]:
+def read_frames(
+    path: str | Path,
+    frames: int,
+    start: float = 0.0,
+    end: float | None = None,
+    *,
+    cancelled: Callable[[], bool] | None = None,
+) -> list[Frame]:
     """
-    Take frames from a video, spread evenly.
+    Choose frames of a video, spread evenly over it or over a part of it.
 
-    :return: RGB uint8 (height, width, 3), in order; a short video gives some twice
-    :raises PictureError: the file cannot be read as a video
+    :param frames: how many; a short video gives fewer
+    :param start: of the part, in seconds
+    :param end: of the part, in seconds; None: to the end
+    :param cancelled: is asked before each frame; true ends the reading with an error
+    :raises PictureError: the file cannot be read as a video, has no frame in that part, or takes
+        longer than ``SECONDS``
     :raises BackendMissing: OpenCV is not installed
     """
-    if not Path(path).is_file():
-        raise PictureError(f'{path}: there is no such file; give the path of a video')
-    cv2 = _opencv()
-    # The header's count is an estimate in some containers; where it misleads, frames are counted.
-    for count in (_estimate, _count):
-        total = count(cv2, str(path))
-        taken = _take(cv2, str(path), moments(total, frames)) if total > 0 else []
-        if len(taken) == frames:
-            return taken
-    raise PictureError(
-        f'{path}: OpenCV finds no frames in it; expected a video, as MP4 with H.264'
-    )
+    path = Path(os.path.expanduser(path))
+    what = f'video {short(str(path))}'
+    if frames < 1 or start < 0 or (end is not None and not end >= start):
+        raise PictureError(
+            f'{what}: {frames} frames from {start} s to {"the end" if end is None else end}: '
+            'expected at least one, and a start before the end'
+        )
+    if not os.path.isfile(path):
+        raise PictureError(f'{what}: there is no such file; give the path of a video')
+    reader = _Reader(path, what, cancelled)
+    times = reader.times()
+    if not times:
+        raise PictureError(
+            f'{what}: OpenCV finds no frames in it; expected a video, as MP4 with H.264'
+        )
+    duration = _duration(times, reader.rate)
+    chosen = [
+        i for i, at in enumerate(times) if at >= start and (end is None or at <= end)
+    ] or _shown_at(times, start, duration)
+    if not chosen:
+        raise PictureError(
+            f'{what} lasts {duration:.2f} s and has no frame from {start} s on; give an '
+            'earlier start'
+        )
+    wanted = [chosen[i] for i in moments(len(chosen), frames)]
+    width, height = reader.size
+    if len(wanted) * width * height * 3 > MOST_BYTES:
+        raise PictureError(
+            f'{what}: {len(wanted)} frames of {width}x{height} pixels take more than '
+            f'{MOST_BYTES >> 20} MB; choose fewer frames, or make the video smaller'
+        )
+    found = [Frame(rgb, times[i], duration) for i, rgb in reader.pixels(wanted)]
+    if not found:
+        raise PictureError(f'{what}: its frames cannot be decoded; convert it to MP4 with H.264')
+    return found
+
+
+def _duration(times: list[float], rate: float) -> float:
+    """Give the length of a video; the last frame is shown as long as the one before it."""
+    if len(times) > 1:
+        return times[-1] + (times[-1] - times[-2])
+    return times[-1] + (1 / rate if rate > 0 else 0.0)
+
+
+def _shown_at(times: list[float], start: float, duration: float) -> list[int]:
+    """Give the frame that is still shown at a moment between two."""
+    before = [i for i, seconds in enumerate(times) if seconds <= start]
+    return before[-1:] if start <= duration else []
+
+
+class _Reader:
+    """
+    Reads a video from its start, as often as it is asked.
+
+    ``rate`` (frames per second, for videos without times) and ``size`` (width, height) are known
+    once ``times`` has run.
+    """
+
+    def __init__(self, path: Path, what: str, cancelled: Callable[[], bool] | None) -> None:
+        self.path = path
+        self.what = what
+        self.cancelled = cancelled
+        self.end = time.monotonic() + SECONDS
+        self.cv2 = _opencv()
+        self.rate = 0.0
+        self.size = (0, 0)
+
+    def times(self) -> list[float]:
+        """Give the time of each frame in seconds, in order and from 0."""
+        video = self._open()
+        found: list[float] = []
+        try:
+            self.rate = float(video.get(self.cv2.CAP_PROP_FPS))
+            self.size = (
+                int(video.get(self.cv2.CAP_PROP_FRAME_WIDTH)),
+                int(video.get(self.cv2.CAP_PROP_FRAME_HEIGHT)),
+            )
+            if not 0 < self.rate <= 1000:  # also where it is no number
+                self.rate = 0.0
+            step = 1 / self.rate if self.rate else 0.0
+            while self._next(video):
+                seconds = float(video.get(self.cv2.CAP_PROP_POS_MSEC)) / 1000
+                last = found[-1] if found else 0.0
+                # a frame without a time, or with one from before, comes one step later
+                found.append(seconds if seconds > last or not found else last + step)
+        finally:
+            video.release()
+        return [seconds - found[0] for seconds in found]
+
+    def pixels(self, wanted: list[int]) -> list[tuple[int, Pixels]]:
+        """Give number and RGB of the frames with these numbers."""
+        video = self._open()
+        found: list[tuple[int, Pixels]] = []
+        number = 0
+        try:
+            while len(found) < len(wanted) and self._next(video):
+                if number == wanted[len(found)]:
+                    there, frame = video.retrieve()
+                    if not there:
+                        break
+                    rgb = self.cv2.cvtColor(frame, self.cv2.COLOR_BGR2RGB)
+                    found.append((number, np.ascontiguousarray(rgb)))
+                number += 1
+        except self.cv2.error as error:
+            raise PictureError(f'{self.what} is damaged: {str(error)[:200]}') from error
+        finally:
+            video.release()
+        return found
+
+    def _open(self) -> Any:
+        return self.cv2.VideoCapture(str(self.path), self.cv2.CAP_FFMPEG)
+
+    def _next(self, video: Any) -> bool:
+        """Go on by one frame; say whether there was one."""
+        if self.cancelled is not None and self.cancelled():
+            raise PictureError(f'{self.what}: reading it was cancelled')
+        if time.monotonic() > self.end:
+            raise PictureError(
+                f'{self.what} takes longer than {SECONDS:.0f} s to read; cut out the part that '
+                'is asked about, or make it smaller'
+            )
+        return bool(video.grab())
 
 
 def _opencv() -> Any:
-    # FFmpeg would write on the terminal what the error says better; it reads this once
+    # read by OpenCV when it opens a video. FFmpeg would write on the terminal what the error says
+    # better
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+    os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
+    os.environ.setdefault('OPENCV_FFMPEG_CAPTURE_OPTIONS', f'format_whitelist;{CONTAINERS}')
     try:
         import cv2
     except ImportError as exc:
@@ -78,38 +239,3 @@ def _opencv() -> Any:
             'run `pip install opencv-python-headless`',
         ) from exc
     return cv2
-
-
-def _estimate(cv2: Any, path: str) -> int:
-    video = cv2.VideoCapture(path)
-    try:
-        return int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    finally:
-        video.release()
-
-
-def _count(cv2: Any, path: str) -> int:
-    video = cv2.VideoCapture(path)
-    total = 0
-    try:
-        while video.grab():
-            total += 1
-    finally:
-        video.release()
-    return total
-
-
-def _take(cv2: Any, path: str, wanted: list[int]) -> list[npt.NDArray[np.uint8]]:
-    """Read the frames with these numbers; fewer where the video ends before."""
-    video = cv2.VideoCapture(path)
-    taken: list[npt.NDArray[np.uint8]] = []
-    try:
-        for number in wanted:
-            video.set(cv2.CAP_PROP_POS_FRAMES, number)
-            there, frame = video.read()
-            if not there:
-                break
-            taken.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-    finally:
-        video.release()
-    return taken

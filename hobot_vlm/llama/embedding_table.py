@@ -54,7 +54,9 @@ class EmbeddingTable:
         if info is None or info.shape != (n_vocab, n_embd) or info.kind not in BLOCKS:
             raise ModelFileError(path, f'it has no {NAME} of {n_vocab} x {n_embd} that is known')
         self.n_embd = n_embd
-        self._rows = np.memmap(path, np.uint8, 'r', info.offset, (n_vocab, info.size // n_vocab))
+        self._rows = np.memmap(
+            info.path, np.uint8, 'r', info.offset, (n_vocab, info.size // n_vocab)
+        )
         self._to_float = None if info.kind == F32 else _to_float(info.kind, path)
 
     def look_up(self, tokens: Sequence[int], out: npt.NDArray[np.float32]) -> None:

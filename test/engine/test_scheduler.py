@@ -506,7 +506,8 @@ def test_a_picture_stands_where_a_message_has_it(vlm):
 
     ids = prompt(vlm, [{'role': 'user', 'content': content}], max_tiles=1).prompt.ids
     text = ''.join(
-        model.piece(i).decode('utf-8', 'replace') or next(k for k, v in model.controls.items() if v == i)
+        model.piece(i).decode('utf-8', 'replace')
+        or next(k for k, v in model.controls.items() if v == i)
         if i >= 0
         else '*'
         for i in ids

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from hobot_vlm.config import NodeConfig, read_parameter_file
+from hobot_vlm.errors import ConfigError
 from hobot_vlm.ros.arguments import as_typed, before_ros, same
 import pytest
 
@@ -46,6 +48,20 @@ def test_aliases_of_aliases_in_a_parameter_file(tmp_path, levels):
     assert done.returncode == 2
     assert 'aliasing' in done.stderr and str(file) in done.stderr
     assert len(done.stderr) < 500
+    # and where our own reader meets them
+    file.write_text('\n'.join([*lines, f'    temperature: *a{levels - 1}']))
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig.from_flat({'temperature': read_parameter_file(file)['temperature']})
+    assert 'temperature is [[' in str(caught.value)
+    assert len(str(caught.value)) < 5000
+
+
+def test_a_message_does_not_carry_the_value():
+    for name, value in (('image_qos', 'x' * 10**6), ('n_ctx', 10**4000), ('seed', [0] * 10**5)):
+        with pytest.raises(ConfigError) as caught:
+            NodeConfig.from_flat({name: value})
+        assert str(caught.value).startswith(f'{name} is ')
+        assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(

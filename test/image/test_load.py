@@ -1,14 +1,13 @@
-"""Pictures come in as RGB or are refused with a reason; resizing is Pillow's."""
+"""Pictures come in as RGB or are refused with a reason."""
 
 from __future__ import annotations
 
-from io import BytesIO
+from io import BytesIO, StringIO
 import struct
 import zlib
 
-from hobot_vlm import image
 from hobot_vlm.errors import PictureError
-from hobot_vlm.image import BICUBIC, LANCZOS, load_rgb, place, resize
+from hobot_vlm.image.load import load_rgb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -147,7 +146,15 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(width, height):
         (b'#!/bin/sh\necho hello', 'is not a picture.*give another file'),
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'is not a picture'),
         ('no/such.png', "picture 'no/such.png': there is no such file; give"),
-        ('/', "picture '/': there is no such file"),
+        ('/', "picture '/' is no file; give the path"),
+        ('/dev/zero', 'is no file'),
+        ('x' * 70000, r'picture .xxx.*x.\.\.\.: there is no such file; give'),
+        ('data:image/png;base64,' + '!' * 70000, 'data: URL of 70022 characters: .* no base64'),
+        ('data:image/png;base64' + 'A' * 70000, 'data: URL of 70021 characters: .* no comma'),
+        ('data:,' + 'hello' * 9999, 'data: URL of 50001 characters is not a picture'),
+        ('http://127.0.0.1:1/a.png', 'not fetched here'),
+        (StringIO('text'), "StringIO.* gives str instead of bytes; open it with mode 'rb'"),
+        ({'image': 'a.png'}, 'dict: expected a path'),
         ('', "picture '': there is no such file"),
         ('a\0b', 'there is no such file'),
         (None, 'NoneType: expected a path.*convert'),
@@ -166,8 +173,9 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(width, height):
     ids=lambda value: repr(value)[:40],
 )
 def test_what_is_not_a_picture_is_refused_with_a_cure(source, told):
-    with pytest.raises(PictureError, match=told):
+    with pytest.raises(PictureError, match=told) as caught:
         load_rgb(source)
+    assert len(str(caught.value)) < 400  # the data itself is not echoed
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
@@ -254,91 +262,3 @@ def test_any_array_is_a_picture_or_a_picture_error(array):
     else:
         with pytest.raises(PictureError):
             load_rgb(array)
-
-
-@pytest.fixture
-def many_cores(monkeypatch):
-    monkeypatch.setattr(image.os, 'cpu_count', lambda: 8)
-    monkeypatch.setattr(image, 'BAND_WORK', 1000)
-
-
-def both_orders(picture, width, height, resample):
-    """Resize with Pillow one direction at a time: (across first, down first)."""
-    across = picture.resize((width, picture.height), resample)
-    down = picture.resize((picture.width, height), resample)
-    return (
-        np.asarray(across.resize((width, height), resample)),
-        np.asarray(down.resize((width, height), resample)),
-    )
-
-
-def noise(width, height):
-    rng = np.random.default_rng(width * 10000 + height)
-    return rng.integers(0, 256, (height, width, 3), np.uint8)
-
-
-@pytest.mark.parametrize(
-    'size',
-    [(1920, 1080), (1080, 1920), (97, 61), (1, 500), (500, 1), (640, 479), (130, 1200)],
-    ids=str,
-)
-@pytest.mark.parametrize('to', [(448, 448), (256, 128), (700, 1344), (65, 77), (2, 64)], ids=str)
-@pytest.mark.parametrize('resample', [BICUBIC, LANCZOS])
-def test_resizing_on_many_cores_equals_pillow(size, to, resample, many_cores):
-    rgb = noise(*size)
-    ours = resize(rgb, *to, resample)
-    assert any(
-        np.array_equal(ours, theirs) for theirs in both_orders(Image.fromarray(rgb), *to, resample)
-    )
-    if int(Image.__version__.split('.')[0]) >= 13:
-        assert np.array_equal(ours, Image.fromarray(rgb).resize(to, resample))
-
-
-@given(
-    st.integers(1, 300),
-    st.integers(1, 300),
-    st.integers(1, 200),
-    st.integers(1, 200),
-    st.sampled_from([BICUBIC, LANCZOS]),
-)
-@settings(max_examples=100)
-def test_resizing_any_size_equals_pillow(width, height, to_width, to_height, resample):
-    rgb = noise(width, height)
-    ours = resize(rgb, to_width, to_height, resample)
-    down_first = height - to_height > max(0, 2 * (width - to_width))
-    theirs = both_orders(Image.fromarray(rgb), to_width, to_height, resample)[down_first]
-    assert np.array_equal(ours, theirs)
-
-
-def test_the_cores_share_the_work(many_cores, monkeypatch):
-    parts = []
-    whole = Image.Image.resize
-
-    def count(self, size, *args):
-        parts.append(size)
-        return whole(self, size, *args)
-
-    monkeypatch.setattr(Image.Image, 'resize', count)
-    resize(noise(2000, 1000), 512, 1000, BICUBIC)
-    assert parts == [(512, 125)] * 8
-
-
-@given(
-    st.integers(1, 200),
-    st.integers(1, 200),
-    st.integers(1, 64),
-    st.integers(1, 64),
-    st.sampled_from(['fill', 'contain', 'cover', 'topleft']),
-)
-def test_every_fit_gives_the_size_asked_for(width, height, to_width, to_height, fit):
-    white = np.full((height, width, 3), 255, np.uint8)
-    placed = place(white, to_width, to_height, BICUBIC, fit)
-    assert placed.shape == (to_height, to_width, 3) and placed.dtype == np.uint8
-    lit = placed[..., 0] == 255
-    if fit in ('fill', 'cover'):
-        assert lit.all()
-    elif fit == 'contain':
-        assert lit.any(axis=0).all() or lit.any(axis=1).all()
-        assert abs(lit.any(axis=0).argmax() - lit.any(axis=0)[::-1].argmax()) <= 1
-    else:
-        assert lit[0, 0]

@@ -6,8 +6,8 @@ from pathlib import Path
 import struct
 
 from hobot_vlm.encoders import EncoderOptions, open_encoder
-from hobot_vlm.encoders.gguf import read_gguf
 from hobot_vlm.encoders.mmproj import _Positions
+from hobot_vlm.encoders.mmproj_file import MmprojFile
 from hobot_vlm.errors import InferenceError, ModelFileError, ModelMismatch
 from hobot_vlm.families import family
 from hobot_vlm.values import ImageTiles
@@ -15,9 +15,10 @@ import numpy as np
 from pictures import picture
 import pytest
 
-MODELS = Path(__file__).parent / 'models'
+MODELS = Path(__file__).parents[1] / 'models'
 FAMILIES = ('internvl', 'smolvlm')
-ONE_THREAD = EncoderOptions(threads=1)  # so small that a second only waits
+#: so small that a second thread only waits
+ONE_THREAD = EncoderOptions(threads=1, device='libmtmd')
 
 
 def tiles_of(name: str, side: int, n: int) -> ImageTiles:
@@ -48,11 +49,11 @@ def edited(tmp_path):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_embeddings_are_those_of_the_onnx_export(name, n):
     # six tiles need two strips of four in SmolVLM's case
-    with open_encoder(MODELS / name / 'vision.onnx', ONE_THREAD) as onnx:
-        tiles = tiles_of(name, onnx.side, n)
+    with open_encoder(MODELS / name / 'vision.onnx', EncoderOptions(threads=1)) as onnx:
+        tiles = tiles_of(name, onnx.tile_size, n)
         expected = onnx.encode(tiles)
     with open_encoder(MODELS / name / 'mmproj.gguf', ONE_THREAD) as mmproj:
-        assert (mmproj.side, mmproj.tokens) == (onnx.side, expected.shape[1])
+        assert (mmproj.tile_size, mmproj.tokens) == (onnx.tile_size, expected.shape[1])
         assert mmproj.n_embd == expected.shape[2]
         found = mmproj.encode(tiles)
     assert found.dtype == np.float32 and found.shape == expected.shape
@@ -64,7 +65,7 @@ def test_embeddings_are_those_of_the_onnx_export(name, n):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_tile_is_encoded_the_same_alone_and_among_others(name):
     with open_encoder(MODELS / name / 'mmproj.gguf', ONE_THREAD) as encoder:
-        tiles = tiles_of(name, encoder.side, 5)
+        tiles = tiles_of(name, encoder.tile_size, 5)
         together = encoder.encode(tiles)
         for i in range(5):
             alone = ImageTiles(tiles.pixels[i : i + 1], 0, 0, True, tiles.mean, tiles.std)
@@ -75,7 +76,7 @@ def test_a_tile_is_encoded_the_same_alone_and_among_others(name):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_llama_cpp_says_nothing_on_the_terminal(name, capfd):
     with open_encoder(MODELS / name / 'mmproj.gguf', ONE_THREAD) as encoder:
-        encoder.encode(tiles_of(name, encoder.side, 1))
+        encoder.encode(tiles_of(name, encoder.tile_size, 1))
     assert capfd.readouterr() == ('', '')
 
 
@@ -94,12 +95,12 @@ def test_a_longest_edge_that_is_no_number_of_tiles_is_refused(edited):
         key + struct.pack('<I', 256),
         key + struct.pack('<I', 250),
     )
-    with pytest.raises(ModelMismatch, match='250.*64 pixels.*ONNX'):
-        open_encoder(path)
+    with pytest.raises(ModelMismatch, match='250.*64 pixels.*encoder_device cpu'):
+        open_encoder(path, ONE_THREAD)
 
 
 def test_positions_that_are_right_are_left_alone():
-    positions = _Positions(read_gguf(MODELS / 'internvl' / 'mmproj.gguf'))
+    positions = _Positions(MmprojFile(MODELS / 'internvl' / 'mmproj.gguf'))
     class_token, patch = np.random.default_rng(0).standard_normal((2, positions.table.shape[1]))
     for cells in ([class_token, *[patch] * 16], [*[patch] * 16, class_token]):
         right = (
@@ -111,33 +112,33 @@ def test_positions_that_are_right_are_left_alone():
 
 
 def test_positions_that_nobody_knows_are_refused():
-    positions = _Positions(read_gguf(MODELS / 'internvl' / 'mmproj.gguf'))
+    positions = _Positions(MmprojFile(MODELS / 'internvl' / 'mmproj.gguf'))
     positions._seen = positions.table[::-1].copy()
     with pytest.raises(ModelMismatch, match='positions'):
         positions.learn()
 
 
 def test_tiles_of_another_size_are_refused():
-    with open_encoder(MODELS / 'internvl' / 'mmproj.gguf') as encoder:
+    with open_encoder(MODELS / 'internvl' / 'mmproj.gguf', ONE_THREAD) as encoder:
         with pytest.raises(InferenceError, match='56'):
             encoder.encode(tiles_of('internvl', 64, 1))
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(ModelFileError, match='no such file'):
-        open_encoder(tmp_path / 'mmproj.gguf')
+        open_encoder(tmp_path / 'mmproj.gguf', ONE_THREAD)
 
 
 def test_a_file_of_another_kind(tmp_path):
     path = tmp_path / 'mmproj.gguf'
     path.write_text('not a model')
     with pytest.raises(ModelFileError, match='instead of GGUF'):
-        open_encoder(path)
+        open_encoder(path, ONE_THREAD)
 
 
 def test_a_language_model_is_no_encoder():
     with pytest.raises(ModelFileError, match="'qwen2'.*'clip'.*llm_model_name"):
-        open_encoder(MODELS / 'internvl' / 'decoder.gguf')
+        open_encoder(MODELS / 'internvl' / 'decoder.gguf', ONE_THREAD)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -147,7 +148,7 @@ def test_a_file_cut_anywhere(tmp_path, name):
     for end in [*range(0, 4000, 97), *range(4000, len(data), 20011), len(data) - 1]:
         path.write_bytes(data[:end])
         with pytest.raises(ModelFileError):
-            open_encoder(path)
+            open_encoder(path, ONE_THREAD)
 
 
 @pytest.mark.parametrize(
@@ -189,4 +190,4 @@ def test_a_file_cut_anywhere(tmp_path, name):
 )
 def test_a_file_that_lacks_something(edited, old, new, error, message):
     with pytest.raises(error, match=message):
-        open_encoder(edited(MODELS / 'internvl' / 'mmproj.gguf', old, new))
+        open_encoder(edited(MODELS / 'internvl' / 'mmproj.gguf', old, new), ONE_THREAD)

@@ -91,7 +91,7 @@ def test_floats_give_the_embeddings_of_the_onnx_encoder(tmp_path, install, runti
     install(make(), name)
     tiles = tiles_of(3)
     with open_encoder(compiled(tmp_path, suffix=suffix)) as encoder:
-        assert (encoder.side, encoder.tokens, encoder.n_embd) == (16, 4, 12)
+        assert (encoder.tile_size, encoder.tokens, encoder.n_embd) == (16, 4, 12)
         found = encoder.encode(tiles)
     assert found.dtype == np.float32 and found.flags.c_contiguous and found.shape == (3, 4, 12)
     np.testing.assert_allclose(found, by_onnx(tmp_path, tiles), atol=1e-6)

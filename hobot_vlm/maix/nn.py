@@ -1,49 +1,27 @@
 """
-What a MaixPy program for InternVL asks for, over the engine of this package.
+``nn.InternVL`` as MaixPy has it, over the VLM of this package.
 
-Such a program runs here once ``from maix import ...`` reads ``from hobot_vlm.maix import ...``:
-``nn``, ``image``, ``err`` and ``sys`` hold what its vision language example uses. Display, camera
-and log are not here.
+Knows MaixPy's ways: codes in place of errors, a callback for each piece, ``.mud`` files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
-from types import SimpleNamespace
-from typing import Any
+from pathlib import PurePosixPath
+import re
+from typing import TYPE_CHECKING
 
-import numpy as np
+from .err import Err
+from .image import Fit, Format, Image, pixels_of
+from ..errors import ConfigError, PictureError, PromptError, VlmError
+from ..values import ImageSource, Pixels
+from ..vlm import VLM
 
-from .errors import ConfigError, PictureError, PromptTooLong, VlmError
-from .machine import resident_bytes
-from .values import ImageSource, Pixels
-from .vlm import read_image, VLM
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-
-class Err(IntEnum):
-    """How a call ended."""
-
-    ERR_NONE = 0
-    ERR_ARGS = 1  # what was given cannot be used
-    ERR_RUNTIME = 2  # it could, and the model failed
-
-
-class Fit(IntEnum):
-    """How a picture of another shape fills the input of the model."""
-
-    FIT_NONE = -1  # as the model was trained
-    FIT_FILL = 0
-    FIT_CONTAIN = 1
-    FIT_COVER = 2
-
-
-class Format(IntEnum):
-    """How pixels are stored."""
-
-    FMT_RGB888 = 0
-
+    from ..option_types import LoadOptions, RequestOptions
 
 FITS = {Fit.FIT_NONE: '', Fit.FIT_FILL: 'fill', Fit.FIT_CONTAIN: 'contain', Fit.FIT_COVER: 'cover'}
 
@@ -69,12 +47,13 @@ class InternVL:
 
     Errors are reported as codes, as in MaixPy; only a model that cannot be loaded raises.
 
-    :param model: name in the catalogue
+    :param model: name in the catalogue, or a ``.mud`` file of MaixPy, which stands for the model
+        of that name
     :param options: any option of :class:`hobot_vlm.config.Config`
     """
 
-    def __init__(self, model: str = 'demo', **options: Any):
-        self._vlm = VLM.load(model, **options)
+    def __init__(self, model: str = 'demo', **options: Unpack[LoadOptions]):
+        self.vlm = VLM.load(_catalogue_name(model), **options)
         self._system_prompt = ''
         self._callback: Callable[[InternVL, Response], object] | None = None
         self._image: Pixels | None = None
@@ -96,7 +75,7 @@ class InternVL:
 
     def input_width(self) -> int:
         """Give the width of the encoder's input; 0 without one."""
-        return self._vlm.tile_size
+        return self.vlm.tile_size
 
     def input_height(self) -> int:
         """Give the height of the encoder's input, which is square."""
@@ -106,17 +85,18 @@ class InternVL:
         """Give the format of pictures given as arrays."""
         return Format.FMT_RGB888
 
-    def set_image(self, img: ImageSource, fit: Fit = Fit.FIT_CONTAIN) -> Err:
+    def set_image(self, img: Image | ImageSource, fit: Fit = Fit.FIT_CONTAIN) -> Err:
         """
         Show a picture of any size, and encode it; it stays until another one is set.
 
-        :param img: a path, the bytes of an image file, or RGB uint8 (height, width, 3)
+        :param img: of ``image.load``, a path, the bytes of an image file, or RGB uint8
+            (height, width, 3)
         """
         self.clear_image()
         try:
             chosen = Fit(fit)
-            rgb = np.array(read_image(img))  # the caller may go on drawing on the original
-            self._vlm.encode(rgb, fit=FITS[chosen])
+            rgb = pixels_of(img)
+            self.vlm.encode(rgb, fit=FITS[chosen])
         except (VlmError, ValueError) as exc:
             return _code(exc)
         self._image, self._fit = rgb, chosen
@@ -133,9 +113,11 @@ class InternVL:
     def send(self, msg: str) -> Response:
         """Ask about the picture; earlier questions are not remembered."""
         response = Response()
-        options = {'system_prompt': self._system_prompt} if self._system_prompt else {}
+        options: RequestOptions = {'fit': FITS[self._fit]}
+        if self._system_prompt:
+            options['system_prompt'] = self._system_prompt
         try:
-            stream = self._vlm.stream(msg, self._image, fit=FITS[self._fit], **options)
+            stream = self.vlm.stream(msg, self._image, **options)
             try:
                 for chunk in stream:
                     if chunk.thinking:
@@ -151,11 +133,11 @@ class InternVL:
 
     def cancel(self) -> None:
         """Stop the running answer within one token; callable from the callback and any thread."""
-        self._vlm.cancel()
+        self.vlm.cancel()
 
     def close(self) -> None:
         """Free the model; twice is harmless."""
-        self._vlm.close()
+        self.vlm.close()
 
     def __enter__(self) -> InternVL:
         return self
@@ -165,52 +147,31 @@ class InternVL:
 
 
 def _code(exc: Exception) -> Err:
-    given = isinstance(exc, (ConfigError, PictureError, PromptTooLong, ValueError))
+    given = isinstance(exc, (ConfigError, PictureError, PromptError, ValueError))
     return Err.ERR_ARGS if given else Err.ERR_RUNTIME
 
 
-def check_raise(code: Err, msg: str = '') -> None:
+def _catalogue_name(model: str) -> str:
     """
-    Raise an error for a code that is one.
+    Give the catalogue's name of a model that a MaixPy program names by its ``.mud`` file.
 
-    :raises VlmError: it is not ``ERR_NONE``
+    :raises ConfigError: there is none like it
     """
-    if code != Err.ERR_NONE:
-        raise VlmError(msg or Err(code).name)
+    if not model.endswith('.mud'):
+        return model
+    path = PurePosixPath(model)
+    names = {_plain(name): name for name in VLM.models()}
+    for word in (path.parent.name, path.stem):  # .../InternVL2.5-1B/model.mud
+        alike = [plain for plain in names if _plain(word).startswith(plain)]
+        if alike:
+            return names[max(alike, key=len)]
+    raise ConfigError(
+        f'{model[:200]} is made for the chip of a MaixCAM, and no model here has its name: give '
+        f'one of {", ".join(names.values())}',
+        'model',
+    )
 
 
-def load(path: str, format: Format = Format.FMT_RGB888) -> Pixels:  # noqa: A002
-    """
-    Read an image file as RGB uint8 (height, width, 3).
-
-    :raises PictureError: it cannot be read
-    """
-    return read_image(path)
-
-
-def format_name(code: Format) -> str:
-    """Give the name of a pixel format."""
-    return Format(code).name
-
-
-def memory_info() -> dict[str, int]:
-    """Give bytes: ``total`` and ``used`` of the machine, ``process`` of this program."""
-    with open('/proc/meminfo', encoding='ascii') as file:
-        lines = dict(line.split(':') for line in file)
-    total, free = (1024 * int(lines[name].split()[0]) for name in ('MemTotal', 'MemAvailable'))
-    return {'total': total, 'used': total - free, 'process': resident_bytes()}
-
-
-def bytes_to_human(size: float) -> str:
-    """Give a number of bytes with a unit."""
-    for unit in ('B', 'KB', 'MB', 'GB'):
-        if size < 1024:
-            return f'{size:.2f} {unit}'
-        size /= 1024
-    return f'{size:.2f} TB'
-
-
-nn = SimpleNamespace(InternVL=InternVL)
-image = SimpleNamespace(Fit=Fit, Format=Format, load=load, format_name=format_name)
-err = SimpleNamespace(Err=Err, check_raise=check_raise)
-sys = SimpleNamespace(memory_info=memory_info, bytes_to_human=bytes_to_human)
+def _plain(name: str) -> str:
+    name = re.sub(r'(\d)_(\d)', r'\1.\2', name.lower())  # InternVL2_5
+    return re.sub('[^a-z0-9.]', '', name)

@@ -105,7 +105,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     """Make the parser, and give those of its commands by name."""
     import argparse
 
-    from . import ask, chat, completion, models
+    from . import ask, chat, completion, doctor, models, serve
     from .. import __version__
 
     parser = argparse.ArgumentParser(
@@ -117,7 +117,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     parser.add_argument('--version', action='version', version=f'vlm {__version__}')
     parser.set_defaults(verbose=False)
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    for module in (ask, chat, models, completion):
+    for module in (ask, chat, serve, models, doctor, completion):
         module.add_parser(commands)
     for command in commands.choices.values():
         command.allow_abbrev = False

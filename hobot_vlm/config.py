@@ -20,6 +20,7 @@ import reprlib
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .parameter_file import read_parameter_file
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
 
@@ -376,28 +377,6 @@ def _schema_text(value: Any) -> Any:
 
 def _kind_words(kind: type) -> str:
     return {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}[kind]
-
-
-def read_parameter_file(path: str | Path) -> dict[str, Any]:
-    """
-    Read the parameters of a ROS YAML file: ``NODE: {ros__parameters: {name: value}}``.
-
-    :raises ConfigError: unreadable, or of another layout
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as exc:  # ValueError: no UTF-8, odd dates
-        raise ConfigError(f'cannot read the parameter file {path}: {exc}') from exc
-    values: dict[str, Any] = {}
-    if not isinstance(content, dict):
-        raise ConfigError(f'{path}: expected `/**:` with `ros__parameters:` below it')
-    for node, body in content.items():
-        if not isinstance(body, dict) or not isinstance(body.get('ros__parameters'), dict):
-            raise ConfigError(f'{path}: expected `ros__parameters:` below {node!r}')
-        values.update(body['ros__parameters'])
-    return values
 
 
 def default_of(item: Field[Any]) -> Any:

@@ -69,6 +69,8 @@ class ImageEmbedding:
     :param overview: whether the last tile shows the whole picture
     :param key: hash of the picture and of how it is cut
     :param size: (width, height) of the picture in pixels, before it was cut
+    :param seconds: when it is shown, for a frame of a video; None: a picture
+    :param duration: of that video in seconds
     """
 
     tiles: tuple[Tile, ...]
@@ -77,6 +79,8 @@ class ImageEmbedding:
     overview: bool
     key: bytes
     size: tuple[int, int]
+    seconds: float | None = None
+    duration: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -262,6 +266,22 @@ class Status:
     encoding: int
     image_hits: int
     image_misses: int
+
+
+@dataclass(frozen=True)
+class Video:
+    """
+    A video file, of which some frames are shown.
+
+    :param frames: how many, spread evenly
+    :param start: seconds at which they begin
+    :param end: seconds at which they end; None: the end of the video
+    """
+
+    path: str
+    frames: int = 8
+    start: float = 0.0
+    end: float | None = None
 
 
 #: RGB uint8 (height, width, 3)

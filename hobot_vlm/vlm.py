@@ -17,7 +17,7 @@ import threading
 from typing import Any, TYPE_CHECKING
 
 from . import catalogue, conversation_file, loader, many
-from .catalogue import Model, user_file
+from .catalogue import find, machine, Model, user_file
 from .config import Config
 from .conversation import Conversation
 from .engine.engine import Engine
@@ -28,7 +28,6 @@ from .engine.stream import Stream
 from .errors import StateError, VlmError
 from .image.camera import Camera
 from .image.load import load_rgb
-from .image.video import read_frames
 from .llama.kv_cache import KvCache
 from .llama.sampler import Sampler
 from .prompt.tokens import tokenize_plainly
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from .option_types import AskOptions, LoadOptions
 
-__all__ = ['Camera', 'make_request', 'Model', 'read_image', 'read_video', 'user_file', 'VLM']
+__all__ = ['Camera', 'find', 'machine', 'make_request', 'Model', 'read_image', 'user_file', 'VLM']
 
 logger = logging.getLogger('hobot_vlm')
 
@@ -363,16 +362,6 @@ def read_image(source: ImageSource) -> Pixels:
     :raises PictureError: it cannot be read
     """
     return load_rgb(source)
-
-
-def read_video(path: str | Path, frames: int) -> list[Pixels]:
-    """
-    Take frames from a video, spread evenly, as RGB uint8 (height, width, 3).
-
-    :raises PictureError: it cannot be read
-    :raises BackendMissing: OpenCV is not installed
-    """
-    return read_frames(path, frames)
 
 
 def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from folders import DEMO
 from hobot_vlm import VLM
 from hypothesis import settings
 import pytest
 
 settings.register_profile('here', deadline=None)  # the machine may be busy
 settings.load_profile('here')
-
-DEMO = Path(__file__).parents[1] / 'hobot_vlm' / 'demo'
-MODELS = Path(__file__).parent / 'models'
 
 
 @pytest.fixture(scope='session')

@@ -7,8 +7,8 @@ import os
 import shutil
 import zipfile
 
-from conftest import DEMO, MODELS
 from core import batches, empty, sizes, slots
+from folders import DEMO, MODELS
 from hobot_vlm import InferenceError, ModelMismatch, StateError, VLM
 import numpy as np
 from pictures import picture

@@ -171,31 +171,27 @@ class Pictures:
 
     def show(self, paths: Sequence[str], now: bool = False) -> None:
         """
-        Show files; a video is several pictures with labels.
+        Show files, pictures and videos.
 
         :param now: read them, so that a wrong name is heard of at once
         :raises PictureError: a file cannot be read
         """
         if not paths:
             return
-        videos = [path.lower().endswith(files.VIDEOS) for path in paths]
-        if not any(videos) and not now:
-            self._shown = {'images': list(paths)}
-            return
-        from ..vlm import read_image, read_video
+        from ..values import Video
 
+        videos = [path.lower().endswith(files.VIDEOS) for path in paths]
         images: list[Any] = []
-        labels: list[str] = []
-        counts = {'Image-': 0, 'Frame': 0}
         for path, video in zip(paths, videos, strict=True):
-            kind = 'Frame' if video else 'Image-'
-            for image in read_video(path, self._frames) if video else [read_image(path)]:
-                counts[kind] += 1
-                images.append(image)
-                labels.append(f'{kind}{counts[kind]}')
+            if video:
+                images.append(Video(path, self._frames))
+            elif now:
+                from ..vlm import read_image
+
+                images.append(read_image(path))
+            else:
+                images.append(path)
         self._shown = {'images': images}
-        if any(videos):
-            self._shown |= {'labels': labels, 'max_tiles': 1}
 
     def take(self) -> dict[str, Any]:
         """

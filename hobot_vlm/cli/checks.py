@@ -72,7 +72,7 @@ class Machine:
     @cached_property
     def board(self) -> str:
         """Give the kind of board; ``any`` for all other machines."""
-        from ..catalogue import machine
+        from ..vlm import machine
 
         return machine(self.root)
 
@@ -83,8 +83,7 @@ class Machine:
 
         :raises VlmError: the catalogue cannot be read, or has no such model
         """
-        from ..catalogue import find
-        from ..vlm import VLM
+        from ..vlm import find, VLM
 
         if self.model:
             return {self.model: find(self.model)}

@@ -10,9 +10,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 import hashlib
+import os
 import threading
 from time import perf_counter
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -22,7 +25,8 @@ from ..encoders import VisionEncoder
 from ..errors import InferenceError, ModelMismatch
 from ..families import Family
 from ..image.load import load_rgb
-from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Tile
+from ..image.video import is_video, read_frames
+from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Tile, Video
 
 #: bytes of embeddings that are kept; the oldest pictures leave first. 128 MB are 140 tiles of
 #: InternVL3-1B, and a thirtieth of the memory of the smallest board that these models run on.
@@ -131,7 +135,10 @@ class ImageEncoder:
             for source in sources:
                 if job.abandoned:
                     raise InferenceError('the request was cancelled')
-                rgb = load_rgb(source, cancelled=lambda: job.abandoned or self._closed)
+                if isinstance(source, Video) or is_video(source):
+                    images += self._prepare_video(source, job, config, priority)
+                    continue
+                rgb = load_rgb(source, cancelled=partial(self._unwanted, job))
                 images.append(self._prepare(rgb, job, config, priority))
             job.preprocess = perf_counter() - began
             for tile in (tile for image in images for tile in image.tiles):
@@ -140,6 +147,31 @@ class ImageEncoder:
             job.images.set_result(images)
         except BaseException as exc:
             job.images.set_exception(exc)
+
+    def _unwanted(self, job: ImageJob) -> bool:
+        return job.abandoned or self._closed
+
+    def _prepare_video(
+        self, source: Any, job: ImageJob, config: Config, priority: int
+    ) -> list[ImageEmbedding]:
+        """Take frames from a video; each is one tile, as all families have it."""
+        video = source if isinstance(source, Video) else Video(os.fsdecode(source))
+        one_tile = replace(config, max_tiles=1)
+        frames = read_frames(
+            video.path,
+            video.frames,
+            video.start,
+            video.end,
+            cancelled=partial(self._unwanted, job),
+        )
+        return [
+            replace(
+                self._prepare(frame.rgb, job, one_tile, priority),
+                seconds=frame.seconds,
+                duration=frame.duration,
+            )
+            for frame in frames
+        ]
 
     def _prepare(
         self, rgb: Pixels, job: ImageJob, config: Config, priority: int

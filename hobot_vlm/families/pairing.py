@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_cpp import llama_cpp as lib
-
 from . import FAMILIES, family
 from ..errors import ModelMismatch
 from ..llama.gguf import read_gguf
@@ -30,9 +28,6 @@ ARCHITECTURES = {
     'cogvlm': ('cogvlm',),
 }
 
-#: kinds of positions that have several parts, of which a plain encoder knows nothing
-SEVERAL_PARTS = (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE, lib.LLAMA_ROPE_TYPE_VISION)
-
 KEYS = ('clip.projector_type', 'clip.vision.projector_type')
 
 
@@ -45,7 +40,7 @@ def check_pair(model: Model, encoder: Path) -> None:
     """
     architecture = model.metadata('general.architecture') or 'unknown'
     if encoder.suffix != '.gguf':
-        if lib.llama_model_rope_type(model.handle) in SEVERAL_PARTS:
+        if model.has_several_positions:
             raise ModelMismatch(
                 f'{model.path} ({architecture}) gives pictures positions of several parts '
                 f'(M-RoPE), which belong to the mmproj of its makers and not to {encoder}: give '

@@ -64,9 +64,11 @@ class Frame:
     duration: float
 
 
-def is_video(path: str | Path) -> bool:
-    """Tell by its name whether a file is a video."""
-    return Path(path).suffix.lower() in SUFFIXES
+def is_video(source: object) -> bool:
+    """Tell by its name whether a picture source is a video."""
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    return os.path.splitext(os.fsdecode(source))[1].lower() in SUFFIXES
 
 
 def moments(total: int, frames: int) -> list[int]:

@@ -21,6 +21,9 @@ from ..errors import InferenceError, ModelFileError, ModelMismatch
 #: bits of llama_token_attr in llama.h
 ATTR_UNKNOWN, ATTR_CONTROL, ATTR_USER_DEFINED = 1, 8, 16
 
+#: kinds of positions that a picture counts in rows and columns
+SEVERAL_PARTS = (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE, lib.LLAMA_ROPE_TYPE_VISION)
+
 
 class Model:
     """
@@ -60,6 +63,8 @@ class Model:
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.n_embd = int(lib.llama_model_n_embd_inp(self.handle))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self.vocab))
+        #: whether a position has several parts, as in M-RoPE
+        self.has_several_positions = lib.llama_model_rope_type(self.handle) in SEVERAL_PARTS
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self.handle))
         self._pieces: dict[int, bytes] = {}
         self.controls, self.marks = self._read_controls()

@@ -92,11 +92,29 @@ def with_images(
     images: Sequence[ImageEmbedding],
     labels: Sequence[str],
 ) -> Turn:
-    """Put pictures and a question in the family's order."""
+    """Put pictures, videos and a question in the family's order."""
     if family is None or not images:
         return Turn([question])
-    parts = family.parts(images, labels, controls)
+    pictures = [image for image in images if image.seconds is None or labels]
+    parts = family.parts(pictures, labels, controls) if pictures else []
+    frames = [image for image in images if image.seconds is not None and not labels]
+    for video in _videos(frames):
+        times = [frame.seconds or 0.0 for frame in video]
+        parts += family.video(video, times, video[0].duration, controls)
     return Turn([*parts, question], parts)
+
+
+def _videos(frames: Sequence[ImageEmbedding]) -> list[list[ImageEmbedding]]:
+    """Tell the videos apart, in each of which time goes on."""
+    videos: list[list[ImageEmbedding]] = []
+    for frame in frames:
+        last = videos[-1][-1] if videos else None
+        same = last is not None and last.duration == frame.duration
+        if last is not None and same and (last.seconds or 0.0) < (frame.seconds or 0.0):
+            videos[-1].append(frame)
+        else:
+            videos.append([frame])
+    return videos
 
 
 # -- messages -> turns -------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from __future__ import annotations
 import random
 import threading
 
-from conftest import DEMO, MODELS
 from core import parts, slots
+from folders import DEMO, MODELS
 from hobot_vlm import PromptTooLong, VLM
 from hobot_vlm.llama.context import Context, Outcome, Run
 from hobot_vlm.llama.model import Model

@@ -7,9 +7,9 @@ import json
 import os
 import re
 
-from conftest import MODELS
+from folders import MODELS
 from hobot_vlm import VLM
-from hobot_vlm.maix import memory_info
+from hobot_vlm.machine import resident_bytes
 from pictures import picture
 import pytest
 
@@ -145,10 +145,10 @@ def test_memory_is_flat_over_many_requests(small):
     for i in range(100):
         one(i)
     gc.collect()
-    before = memory_info()['process']
+    before = resident_bytes()
     for i in range(100, 100 + REQUESTS):
         one(i)
     gc.collect()
-    after = memory_info()['process']
+    after = resident_bytes()
     print(f'{before / 1e6:.1f} -> {after / 1e6:.1f} MB in {REQUESTS} requests')
     assert after < 1.01 * before

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import json
 from pathlib import Path
 
-from conftest import MODELS
 from core import embed, empty, parts, prompt
+from folders import MODELS
 from hobot_vlm import VLM
 from hobot_vlm.families import family as family_of
 from hobot_vlm.llama.context import Context, Outcome

@@ -9,8 +9,8 @@ import os
 import random
 import threading
 
-from conftest import MODELS
 from core import batches, cache, embed, empty, parts, slots
+from folders import MODELS
 from hobot_vlm import ConfigError, InferenceError, PictureError, PromptError, VLM, VlmError
 from hobot_vlm.engine import image_encoder, scheduler
 from hobot_vlm.llama.context import Outcome

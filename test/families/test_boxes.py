@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from time import process_time
 
-from conftest import MODELS
 from core import parts, prompt
+from folders import MODELS
 from hobot_vlm import VLM
 from hobot_vlm.families import family
 from hobot_vlm.families.boxes import find, QUESTION, question

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import MODELS
 from core import parts, prompt
+from folders import MODELS
 from hobot_vlm import ModelMismatch, VLM
 from hobot_vlm.families import detect, family
 from hobot_vlm.prompt.template import ChatTemplate

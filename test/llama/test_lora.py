@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import MODELS
+from folders import MODELS
 import gguf
 from hobot_vlm import ModelFileError, ModelMismatch, VLM
 import numpy as np

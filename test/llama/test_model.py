@@ -6,7 +6,7 @@ from pathlib import Path
 import subprocess
 import sys
 
-from conftest import DEMO, MODELS
+from folders import DEMO, MODELS
 from hobot_vlm import ModelFileError, VLM
 from hobot_vlm.llama.context import Context
 from hobot_vlm.llama.model import Model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from conftest import MODELS
 from core import parts
+from folders import MODELS
 from hobot_vlm.errors import ModelMismatch
 from hobot_vlm.llama.model import Model
 from hobot_vlm.prompt.template import CHATML, ChatTemplate, ends_in_thought, PLAIN

@@ -298,7 +298,9 @@ class NodeConfig(Config):
         'refused',
         choices=('drop_oldest', 'refuse'),
     )
-    state_file: str = option('', 'file that keeps the conversation between runs; empty: none')
+    state_file: str = option(
+        '', 'file that keeps the conversation from one run to the next; empty: none'
+    )
     stay_alive: bool = option(False, 'feed_type 0: go on running after the answer')
     serve: int = option(0, "port of OpenAI's API and a page, on this model; 0: none", 0, 65535)
     autostart: bool = option(True, 'configure and activate at start-up')

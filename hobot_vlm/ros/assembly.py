@@ -30,7 +30,7 @@ from .outcome import Outcome
 from .prompt_worker import PromptWorker
 from .publishers import Publishers
 from .requests import Requests
-from .web import Web
+from .serving import Web
 from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..errors import ModelMismatch, PictureError
 from ..values import Pixels, Reply

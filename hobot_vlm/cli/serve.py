@@ -7,11 +7,12 @@ Knows how the server is started and stopped; what it answers stands in ``server/
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import threading
 from typing import Any
 
-from .options import add_config, config_of
+from . import options
 from .terminal import say
 from ..errors import ConfigError
 from ..server import check_libraries
@@ -46,6 +47,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (('--max-body',), {
         'type': int, 'default': 32, 'metavar': 'MIB', 'help': 'largest request in MiB (32)',
     }),
+    (('-v', '--verbose'), {'action': 'store_true', 'help': 'say what happens'}),
 )  # fmt: skip
 
 
@@ -57,10 +59,11 @@ def add_parser(commands: Any) -> None:
         description="Answer OpenAI's API over HTTP, and show a page for the browser.",
         epilog='The key may also stand in the environment as HOBOT_VLM_API_KEY. More: '
         'docs/serving.md.',
+        usage='vlm serve [OPTION ...]',
     )
     for flags, more in OPTIONS:
         parser.add_argument(*flags, **more)
-    add_config(parser)
+    options.add_config(parser)
     parser.set_defaults(run=run)
 
 
@@ -74,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from ..server.http import create_app, HttpServer
     from ..vlm import VLM
 
-    config = config_of(args)
+    config = options.config_of(args)
     settings = _settings(args)
 
+    logging.getLogger('hobot_vlm').setLevel(logging.INFO if args.verbose else logging.WARNING)
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())

@@ -265,6 +265,7 @@ class VLM:
             made = maker.question(request, config, images, earlier, drop)
             if conversation is not None:
                 sequence.remember = partial(conversation.remember, made.turns, conversation.era)
+            sequence.conclude = partial(maker.remember, sequence.tokens)
             if request.find and images:
                 sequence.conclude = partial(maker.with_boxes, request, images[0].size)
             sampler = Sampler(

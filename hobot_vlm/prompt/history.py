@@ -197,12 +197,15 @@ def to_turns(
     controls: Collection[str],
     messages: Sequence[Message],
     images: Sequence[ImageEmbedding],
+    answers: Mapping[str, Tokens],
 ) -> tuple[str, list[Turn]]:
     """
     Give the system prompt and the turns of messages; neighbours of one role are joined.
 
     Pictures that open or close a message stand where the family has them; those between two texts
     stay there.
+
+    :param answers: text -> the tokens that it was made of, which the KV cache may hold
     """
     system = ''
     turns: list[Turn] = []
@@ -220,7 +223,7 @@ def to_turns(
                 if before == 'assistant' and isinstance(answered, Text)
                 else ''
             )
-            turns[-1].answer = Text(joined + text)
+            turns[-1].answer = answers.get(joined + text, Text(joined + text))
         else:
             turn = _user_turn(family, controls, message, images)
             if before == 'user':

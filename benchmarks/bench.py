@@ -25,6 +25,7 @@ from hobot_vlm.machine import usable_cores
 import numpy as np
 from report import frame, InsideLlama, Report, timed
 from scheduling import bench_scheduler, slow_down
+from schemas import bench_schemas
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / 'build' / 'bench'
@@ -207,6 +208,7 @@ def main() -> None:
             name = 'Many questions, the same decoder, KV cache q8_0/f16'
             bench_many(report, name, vlm)
             bench_scheduler(report, f'Callers at once, {name}', vlm)
+            bench_schemas(report, f'Forms, {name}', vlm)
             bench_pipeline(report, name, vlm, args.runs)
     if 'node' in args.sections:
         bench_node(report)

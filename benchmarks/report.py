@@ -26,6 +26,8 @@ BOUNDS = {
     'longest silence of an answer while a long prompt comes, share of its prefill': (0.2, False),
     'prefill of text and a picture, share of one llama_decode': (0.98, True),
     'prefilled while a picture is encoded elsewhere, share of the shorter': (0.9, True),
+    'answers of which most is forced, share of a free token': (0.75, False),
+    'added to a free token by a schema, share': (0.05, False),
     'node overhead, ms': (15, False),
     'image callback, 99th percentile, ms': (2, False),
     'vlm --help, s': (0.3, False),

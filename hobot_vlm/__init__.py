@@ -7,10 +7,10 @@ used, so that ``import hobot_vlm`` costs next to nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any, TYPE_CHECKING
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself would be an import
+    from typing import Any
 
-if TYPE_CHECKING:
     from .conversation import Conversation
     from .engine.stream import Stream
     from .errors import (
@@ -70,6 +70,8 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+
     value = getattr(import_module(f'.{_PLACES.get(name, "errors")}', __name__), name)
     globals()[name] = value
     return value

@@ -193,8 +193,7 @@ def _nearest(name: str, models: Mapping[str, Model]) -> str:
     """Give the model that a name may mean: misspelt, cut short, or as a hub writes it."""
 
     def plain(text: str) -> str:  # OpenGVLab/InternVL2_5-1B is internvl2.5-1b
-        text = re.sub(r'(\d)_(\d)', r'\1.\2', text.rpartition('/')[2].lower())
-        return re.sub('[^a-z0-9.]', '', text)
+        return re.sub('[^a-z0-9]', '', text.rpartition('/')[2].lower())
 
     known = {plain(one): one for one in models}
     wanted = plain(name)

@@ -19,6 +19,7 @@ from .encoders import EncoderOptions, open_encoder, VisionEncoder
 from .errors import ConfigError
 from .families import detect, Family
 from .families.pairing import check_pair
+from .llama.backend import offloads
 from .llama.context import Context
 from .llama.gguf import parts
 from .llama.model import Model
@@ -76,6 +77,13 @@ def load(config: Config) -> Parts:
             flash_attention=config.flash_attention,
         )
         # 2. language
+        if config.n_gpu_layers and not offloads():
+            logger.warning(
+                'n_gpu_layers is %d and has no effect: this llama-cpp-python is for the CPU. '
+                'For CUDA: CMAKE_ARGS=-DGGML_CUDA=on pip install --no-cache-dir --force-reinstall '
+                'llama-cpp-python; -DGGML_VULKAN=on and -DGGML_METAL=on for others',
+                config.n_gpu_layers,
+            )
         model = Model(parts(files.decoder)[0], n_gpu_layers=config.n_gpu_layers, mmap=config.mmap)
         undo.callback(model.close)
         context = Context(
@@ -88,14 +96,19 @@ def load(config: Config) -> Parts:
         )
         undo.callback(context.close)
         if config.lora:
-            context.add_lora(config.lora, config.lora_scale)
+            context.add_lora(os.path.expanduser(config.lora), config.lora_scale)
         # 3. vision
         encoder, family = None, None
         if files.encoder is not None:
             check_pair(model, files.encoder)
             encoder = open_encoder(
                 files.encoder,
-                EncoderOptions(config.encoder_threads, config.bpu_priority, config.cores()),
+                EncoderOptions(
+                    config.encoder_threads,
+                    config.bpu_priority,
+                    config.cores(),
+                    config.encoder_device,
+                ),
             )
             undo.callback(encoder.close)
             model.check_embedding_width(encoder.n_embd, files.encoder)

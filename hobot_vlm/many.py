@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .vlm import VLM
 
 #: questions whose pictures are encoded before it is their turn
-LOOK_AHEAD = 3
+AHEAD = 3
 
 
 def ask_many(
@@ -36,7 +36,7 @@ def ask_many(
     for i, request in enumerate(requests):
         if i >= parallel:
             replies.append(_settled(streams[i - parallel]))
-        jobs += [_job(vlm, ahead) for ahead in requests[len(jobs) : i + 1 + LOOK_AHEAD]]
+        jobs += [_job(vlm, ahead) for ahead in requests[len(jobs) : i + 1 + AHEAD]]
         streams.append(_stream(vlm, request, jobs[i]))
     return replies + [_settled(stream) for stream in streams[len(replies) :]]
 
@@ -53,7 +53,7 @@ def _request(question: tuple[Any, Images] | Request, more: Any) -> Request | Vlm
 def _job(vlm: VLM, request: Request | VlmError) -> ImageJob | VlmError:
     """Begin to encode the pictures of a request."""
     try:
-        return request if isinstance(request, VlmError) else vlm.look_at(request)
+        return request if isinstance(request, VlmError) else vlm.start_images(request)
     except VlmError as exc:
         return exc
 

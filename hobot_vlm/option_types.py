@@ -55,6 +55,7 @@ class LoadOptions(RequestOptions, total=False):
     n_gpu_layers: int
     llm_threads: int
     encoder_threads: int
+    encoder_device: str
     bpu_priority: int
     bpu_cores: str
     lora: str | Path

@@ -6,6 +6,7 @@ Knows the parts of a model; runs nothing, and knows nothing of who asks.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -19,9 +20,12 @@ from .prompt import history
 from .prompt.history import Turn
 from .prompt.template import ends_in_thought
 from .prompt.tokens import Prompt, to_prompt
-from .values import ImageEmbedding, Part, Reply
+from .values import ImageEmbedding, Part, Reply, Tokens
 
 OPTIONS = {item.name for item in fields(Config)}
+
+#: answers whose tokens are remembered, for clients that send the history along as text
+ANSWERS = 256
 
 #: temperature of ``thinking`` where none is given, as InternVL3.5's makers advise
 THINKING_TEMPERATURE = 0.6
@@ -46,6 +50,15 @@ class PromptMaker:
 
     def __init__(self, parts: loader.Parts):
         self._parts = parts
+        self._answers: OrderedDict[str, Tokens] = OrderedDict()
+
+    def remember(self, tokens: Sequence[int], reply: Reply) -> Reply:
+        """Note what an answer is made of: as text of a history it is then in the KV cache."""
+        if reply.text and not reply.thinking:
+            self._answers[reply.text] = Tokens(tuple(tokens))
+            while len(self._answers) > ANSWERS:
+                self._answers.popitem(last=False)
+        return reply
 
     def config_of(self, request: Request, system_prompt: str = '') -> Config:
         """
@@ -93,7 +106,9 @@ class PromptMaker:
         parts, controls = self._parts, self._parts.model.controls
         system = self._system_text(config)
         if request.messages:
-            given, turns = history.to_turns(parts.family, controls, request.messages, images)
+            given, turns = history.to_turns(
+                parts.family, controls, request.messages, images, self._answers
+            )
             system = given or system
         else:
             asked: Part = request.prompt

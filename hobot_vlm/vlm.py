@@ -178,7 +178,7 @@ class VLM:
         """
         return many.ask_many(self, questions, parallel, more)
 
-    def look_at(self, request: Request) -> ImageJob:
+    def start_images(self, request: Request) -> ImageJob:
         """Begin to encode the pictures of a request."""
         return self._images.submit(
             request.sources, self._maker.config_of(request), request.priority
@@ -191,7 +191,7 @@ class VLM:
         :param options: any of ``config.PER_REQUEST``
         :raises PictureError: a picture cannot be read
         """
-        job = self.look_at(make_request('.', images, **options))
+        job = self.start_images(make_request('.', images, **options))
         for image in job.images.result():
             for tile in image.tiles:
                 tile.encoded.result()
@@ -265,6 +265,7 @@ class VLM:
             made = maker.question(request, config, images, earlier, drop)
             if conversation is not None:
                 sequence.remember = partial(conversation.remember, made.turns, conversation.era)
+            sequence.conclude = partial(maker.remember, sequence.tokens)
             if request.find and images:
                 sequence.conclude = partial(maker.with_boxes, request, images[0].size)
             sampler = Sampler(
@@ -296,7 +297,7 @@ class VLM:
         """Submit a sequence, and have its prompt made once all that it needs is there."""
         request = sequence.request
         self._engine.submit(sequence)
-        job = job or self.look_at(request)
+        job = job or self.start_images(request)
         sequence.encode = job.encode_seconds
         sequence.finished.add_done_callback(lambda _: self._images.abandon(job))
         needs: list[Future[Any]] = [job.images]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import os
 
 from folders import DEMO
 from hobot_vlm import VLM
@@ -11,6 +12,12 @@ import pytest
 
 settings.register_profile('here', deadline=None)  # the machine may be busy
 settings.load_profile('here')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what is noted of files and runtimes apart from what this user's programs note."""
+    os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
 
 
 @pytest.fixture(scope='session')

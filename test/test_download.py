@@ -314,12 +314,12 @@ def test_two_at_once_fetch_once(env, server):
 def test_models_lists_what_is_here(env):
     before = vlm(env, 'models').stdout
     assert [line.split() for line in before.splitlines() if line.startswith('small ')] == [
-        ['small', '-', 'en', 'no', 'a', 'model', 'of', 'this', 'test']
+        ['small', '-', 'en', 'fits', 'a', 'model', 'of', 'this', 'test']
     ]
     vlm(env, 'download', 'small')
     after = vlm(env, 'models').stdout
     assert [line.split()[:5] for line in after.splitlines() if line.startswith('small ')] == [
-        ['small', '26', 'MB', 'en', 'yes']
+        ['small', '26', 'MB', 'en', 'here']
     ]
 
 

@@ -13,17 +13,8 @@ import sys
 from typing import Any, TYPE_CHECKING
 
 from . import files, options
-from .terminal import (
-    beside,
-    complain,
-    EXIT_ERROR,
-    EXIT_INTERRUPTED,
-    leave,
-    Lines,
-    on_ctrl_c,
-    say,
-    Waiting,
-)
+from .interrupt import EXIT_INTERRUPTED, leave, OnCtrlC
+from .terminal import beside, complain, EXIT_ERROR, Lines, say, Waiting
 from ..config import Config
 from ..errors import ConfigError
 
@@ -174,10 +165,13 @@ class Pictures:
         Show files, pictures and videos.
 
         :param now: read them, so that a wrong name is heard of at once
+        :raises ConfigError: there is a camera to show, too
         :raises PictureError: a file cannot be read
         """
         if not paths:
             return
+        if self.live and not now:
+            raise ConfigError('--camera and files are given: choose one')
         from ..values import Video
 
         videos = [path.lower().endswith(files.VIDEOS) for path in paths]
@@ -199,9 +193,10 @@ class Pictures:
 
         :raises PictureError: the camera gives no picture
         """
-        if self._camera is not None:
-            return {'images': self._camera.frame()}
-        return self._shown
+        if self._camera is None:
+            return self._shown
+        shown, self._shown = self._shown, {}  # files are shown once, and then the camera again
+        return shown or {'images': self._camera.frame()}
 
     @property
     def live(self) -> bool:
@@ -233,7 +228,7 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
     terminal = sys.stdout.isatty()
     lines = Lines()
     begun = False
-    with on_ctrl_c(stop), Waiting('looking at the picture' if pictures else '') as waiting:
+    with OnCtrlC(stop), Waiting('looking at the picture' if pictures else '') as waiting:
         try:
             for chunk in stream:
                 if chunk.thinking:

@@ -16,8 +16,9 @@ import sys
 from typing import Any, TYPE_CHECKING
 
 from . import ask, files, options
+from .interrupt import EXIT_INTERRUPTED, leave, OnCtrlC
 from .lines import Editor
-from .terminal import complain, EXIT_ERROR, EXIT_INTERRUPTED, leave, on_ctrl_c, say
+from .terminal import complain, EXIT_ERROR, say
 from ..errors import ConfigError, VlmError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Chat:
             if not line:
                 continue
             try:
-                with on_ctrl_c(signal.default_int_handler if self._interactive else leave):
+                with OnCtrlC(signal.default_int_handler if self._interactive else leave):
                     if self._obey(line):
                         break
             except KeyboardInterrupt:

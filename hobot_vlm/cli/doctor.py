@@ -36,7 +36,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         '--root', default='/', metavar='FOLDER', help='check the file system below this folder'
     )
-    parser.add_argument('-v', '--verbose', action='store_true', help='say what happens')
     parser.set_defaults(run=run)
 
 

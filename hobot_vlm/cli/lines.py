@@ -17,7 +17,8 @@ import re
 import signal
 from typing import Any
 
-from .terminal import on_ctrl_c, say
+from .interrupt import OnCtrlC
+from .terminal import say
 
 #: lines that are kept; a day's talk, and quickly read
 HISTORY = 1000
@@ -59,7 +60,7 @@ class Editor:
         """Give the next line; None at the end. Ctrl-C drops what was typed, as a shell does."""
         while True:
             try:
-                with on_ctrl_c(signal.default_int_handler):
+                with OnCtrlC(signal.default_int_handler):
                     line = input(prompt)
             except EOFError:
                 say('')

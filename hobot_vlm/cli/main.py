@@ -7,15 +7,15 @@ that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from .terminal import complain, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_PIPE, leave, on_ctrl_c, say
+from .interrupt import EXIT_INTERRUPTED, leave, OnCtrlC
 
-if TYPE_CHECKING:
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself would be an import
     import argparse
+    from collections.abc import Sequence
 
 #: what a ROS installation may lack, where pip has another name for it
 PIP_NAMES = {'llama_cpp': 'llama-cpp-python'}
@@ -28,13 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: None: the words of this process, which then belongs to the command, and which
         Ctrl-C ends at any moment without a word
     """
-    with on_ctrl_c(leave, for_good=argv is None):
+    with OnCtrlC(leave, for_good=argv is None):
         return _run(argv)
 
 
 def _run(argv: Sequence[str] | None) -> int:
     import io
 
+    from .terminal import complain, EXIT_ERROR, EXIT_PIPE
     from ..errors import BackendMissing, VlmError
 
     for stream in (sys.stdin, sys.stdout):
@@ -105,7 +106,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     """Make the parser, and give those of its commands by name."""
     import argparse
 
-    from . import ask, chat, completion, models
+    from . import ask, chat, completion, doctor, models, serve
     from .. import __version__
 
     parser = argparse.ArgumentParser(
@@ -117,7 +118,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     parser.add_argument('--version', action='version', version=f'vlm {__version__}')
     parser.set_defaults(verbose=False)
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
-    for module in (ask, chat, models, completion):
+    for module in (ask, chat, serve, models, doctor, completion):
         module.add_parser(commands)
     for command in commands.choices.values():
         command.allow_abbrev = False
@@ -127,6 +128,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
 def _log(verbose: bool) -> None:
     """Show what our own code has to say; libraries have their own ways."""
     import logging
+
+    from .terminal import say
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 import threading
 from typing import Any
 
-from ..config import Config
+from . import options
+from .terminal import say
 from ..errors import ConfigError
 from ..server import check_libraries
 
@@ -47,14 +47,6 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (('--max-body',), {
         'type': int, 'default': 32, 'metavar': 'MIB', 'help': 'largest request in MiB (32)',
     }),
-    (('-m', '--model'), {'help': 'model by name; the same as --set model=NAME'}),
-    (('--set',), {
-        'action': 'append', 'default': [], 'metavar': 'NAME=VALUE',
-        'help': 'set an option, as `vlm ask --help` lists them; repeatable',
-    }),
-    (('--params-file',), {
-        'metavar': 'FILE', 'help': 'options from a ROS parameter file',
-    }),
     (('-v', '--verbose'), {'action': 'store_true', 'help': 'say what happens'}),
 )  # fmt: skip
 
@@ -67,9 +59,11 @@ def add_parser(commands: Any) -> None:
         description="Answer OpenAI's API over HTTP, and show a page for the browser.",
         epilog='The key may also stand in the environment as HOBOT_VLM_API_KEY. More: '
         'docs/serving.md.',
+        usage='vlm serve [OPTION ...]',
     )
     for flags, more in OPTIONS:
         parser.add_argument(*flags, **more)
+    options.add_config(parser)
     parser.set_defaults(run=run)
 
 
@@ -83,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from ..server.http import create_app, HttpServer
     from ..vlm import VLM
 
-    config = _config(args)
+    config = options.config_of(args)
     settings = _settings(args)
 
     logging.getLogger('hobot_vlm').setLevel(logging.INFO if args.verbose else logging.WARNING)
@@ -93,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
     app, service = create_app(lambda: VLM(config), settings)
     try:
         with HttpServer(app, service, args.host, args.port) as server:
-            _say(f'listening on {server.url}')
+            say(f'listening on {server.url}')
             while not service.loaded.wait(TICK) and not over.is_set():
                 pass
             if service.failure is not None:
                 raise service.failure
             if service.vlm is not None:
-                _say(f'the model {service.vlm.name} answers; Ctrl-C ends')
+                say(f'the model {service.vlm.name} answers; Ctrl-C ends')
             while not over.wait(TICK) and server.running:
                 pass
     finally:
@@ -123,21 +117,3 @@ def _settings(args: argparse.Namespace) -> Any:
         allow_urls=args.allow_urls,
         media_path=args.media_path,
     )
-
-
-def _config(args: argparse.Namespace) -> Config:
-    values: dict[str, Any] = {}
-    for setting in args.set:
-        name, equals, value = setting.partition('=')
-        if not equals:
-            raise ConfigError(f'--set {setting}: expected NAME=VALUE')
-        values[name.strip()] = value
-    if args.model:
-        values['model'] = args.model
-    if args.params_file:
-        return Config.from_yaml(args.params_file, **values)
-    return Config.from_flat(values)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

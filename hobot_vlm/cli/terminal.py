@@ -1,25 +1,23 @@
 """
-What the terminal wants: Ctrl-C, a line that says what takes so long, lines that break at words.
+What the terminal wants: a line that says what takes so long, lines that break at words.
 
 Knows no models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 import os
-import signal
 import sys
 import threading
 import time
-from typing import Any, TypeVar
+from typing import TypeVar
 import unicodedata
 
 T = TypeVar('T')
 
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE
 
 #: columns where nobody says how many there are
@@ -27,38 +25,6 @@ FALLBACK = 80
 
 #: Chinese and Japanese marks that may not begin a line
 CLOSING = frozenset('，。！？；：、）》〉」』】〕”’…·％')
-
-# -- Ctrl-C -----------------------------------------------------------------------------------
-
-
-def leave(*_: Any) -> None:
-    """
-    End the process at once, without a word.
-
-    A handler that raises would not do: an import may swallow KeyboardInterrupt, and a library
-    that is loaded may print it.
-    """
-    if sys.stderr.isatty():
-        os.write(2, b'\n')  # below the ^C that the terminal shows
-    os._exit(EXIT_INTERRUPTED)
-
-
-@contextmanager
-def on_ctrl_c(handler: Any, for_good: bool = False) -> Iterator[None]:
-    """
-    Have something called at Ctrl-C; it may run between any two steps of the main thread.
-
-    :param for_good: leave it so afterwards
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are not ours
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        if not for_good:
-            signal.signal(signal.SIGINT, before)
 
 
 def beside(work: Callable[[], T]) -> T:

@@ -2,7 +2,7 @@
 The fastest runtime for an encoder file on this machine: measured once, kept in a file.
 
 Speed cannot be told from names: the same file is fastest in one runtime on one CPU and in another
-on the next. So at the first load each runtime encodes one tile, twice; the fastest one whose
+on the next. So at the first load each runtime encodes one tile some times; the fastest one whose
 embeddings agree with those of the first runtime is kept, by the file, the runtimes' versions and
 the machine. Nothing here knows a runtime.
 """
@@ -16,6 +16,7 @@ import logging
 import os
 from pathlib import Path
 import platform
+from statistics import median
 import tempfile
 from time import perf_counter
 from typing import Any
@@ -39,8 +40,9 @@ AGREEMENT = 0.9995
 #: seconds; where a tile takes less, nothing is to be gained that anybody would notice
 QUICK = 0.01
 
-#: A first run that takes this many times the best so far is not repeated: no warm-up explains it.
-HOPELESS = 3
+#: Times that two runtimes encode in turn, so that a machine that is busy for a while does not
+#: decide; one round is enough where one takes ``CLEAR`` times as long as the other.
+ROUNDS, CLEAR = 5, 2.0
 
 #: choices that the file keeps, newest last; some runs of a test of many files must not fill disks
 MOST_CHOICES = 64
@@ -131,7 +133,7 @@ def _measure(
     :return: the fastest, open; its name; and what was measured, in words
     """
     best: VisionEncoder | None = None
-    best_time, device = float('inf'), ''
+    chosen = candidates[0]
     expected: npt.NDArray[np.float32] | None = None
     measured: dict[str, str] = {}
     failure: VlmError | None = None
@@ -144,8 +146,10 @@ def _measure(
             failure = failure or exc
             log.info('%s cannot run %s: %s', candidate.runtime, path.name, exc)
             continue
+        tiles = sample(encoder.tile_size)
         try:
-            seconds, found = _time(encoder, best_time)
+            found = encoder.encode(tiles)  # the first run also warms up
+            seconds, share = _in_turn(encoder, best, tiles)
         except VlmError as exc:
             encoder.close()
             failure = failure or exc
@@ -159,29 +163,42 @@ def _measure(
         measured[candidate.runtime] = f'{1000 * seconds:.0f} ms' + (
             '' if agrees else f' but differs (cosine {cosine:.5f})'
         )
-        if agrees and seconds < best_time:
-            if best is not None:
-                best.close()
-            best, best_time, device = encoder, seconds, candidate.device
-        else:
+        if best is not None and not (agrees and share < 1):
             encoder.close()
+            continue
+        if best is not None:
+            best.close()
+        best, chosen = encoder, candidate
     if best is None:
         assert failure is not None
         raise failure
-    return best, device, measured
+    return best, chosen.device, measured
 
 
-def _time(encoder: VisionEncoder, best: float) -> tuple[float, npt.NDArray[np.float32]]:
-    """Give the shorter time of two runs, in seconds, and the embeddings."""
-    tiles = sample(encoder.tile_size)
-    times = []
-    for _ in range(2):
-        began = perf_counter()
-        found = encoder.encode(tiles)
-        times.append(perf_counter() - began)
-        if times[0] > HOPELESS * best:
+def _in_turn(
+    encoder: VisionEncoder, best: VisionEncoder | None, tiles: ImageTiles
+) -> tuple[float, float]:
+    """
+    Let an encoder and the best one so far encode a tile in turn.
+
+    :return: the shortest time of the encoder in seconds; and the median of its shares in the time
+        of the best one, 0 where there is none
+    """
+    times, shares = [], []
+    for _ in range(ROUNDS):
+        times.append(_time(encoder, tiles))
+        if best is None:
+            return times[0], 0.0
+        shares.append(times[-1] / _time(best, tiles))
+        if shares[0] > CLEAR:
             break
-    return min(times), found
+    return min(times), median(shares)
+
+
+def _time(encoder: VisionEncoder, tiles: ImageTiles) -> float:
+    began = perf_counter()
+    encoder.encode(tiles)
+    return perf_counter() - began
 
 
 def _processor() -> str:

@@ -35,6 +35,10 @@ class Mailbox:
 
     async def get_soon(self) -> Item:
         """Wait for the next item without holding up the event loop."""
+        try:
+            return self._items.get_nowait()
+        except Empty:
+            pass
         loop = asyncio.get_running_loop()
         arrived = asyncio.Event()
 

@@ -51,13 +51,13 @@ def find(
     :param tile_size: of a tile, in pixels
     :param fit: how the picture was brought to the shape of a tile
     """
-    left, top, shown_width, shown_height = placed(width, height, tile_size, tile_size, fit)
+    left, top, placed_width, placed_height = placed(width, height, tile_size, tile_size, fit)
 
     def across(thousandths: float) -> float:
-        return pixels(thousandths, tile_size, left, shown_width, width)
+        return pixels(thousandths, tile_size, left, placed_width, width)
 
     def down(thousandths: float) -> float:
-        return pixels(thousandths, tile_size, top, shown_height, height)
+        return pixels(thousandths, tile_size, top, placed_height, height)
 
     boxes = []
     label, end = thing, 0
@@ -72,15 +72,17 @@ def find(
     return tuple(boxes)
 
 
-def pixels(thousandths: float, tile_size: int, start: float, shown: float, length: int) -> float:
+def pixels(
+    thousandths: float, tile_size: int, start: float, placed_length: float, length: int
+) -> float:
     """
     Give a coordinate in the original picture and not beyond it, in hundredths of a pixel.
 
     :param start: where on the tile the picture begins
-    :param shown: length of the whole picture on the tile
+    :param placed_length: of the whole picture on the tile
     :param length: of the original picture
     """
-    at = (thousandths * tile_size / SCALE - start) / shown * length
+    at = (thousandths * tile_size / SCALE - start) / placed_length * length
     return round(min(max(at, 0.0), float(length)), 2)
 
 

@@ -43,6 +43,11 @@ def start_backend() -> None:
     lib.llama_backend_init()
 
 
+def offloads() -> bool:
+    """Say whether this build of llama.cpp can use a GPU."""
+    return bool(lib.llama_supports_gpu_offload())
+
+
 def check_gguf(path: Path, option: str = 'llm_model_name') -> None:
     """
     Check that a file is there and starts like a GGUF file.

@@ -173,5 +173,4 @@ def _catalogue_name(model: str) -> str:
 
 
 def _plain(name: str) -> str:
-    name = re.sub(r'(\d)_(\d)', r'\1.\2', name.lower())  # InternVL2_5
-    return re.sub('[^a-z0-9.]', '', name)
+    return re.sub('[^a-z0-9]', '', name.lower())  # InternVL2_5 is internvl2.5

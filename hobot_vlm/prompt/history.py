@@ -197,12 +197,15 @@ def to_turns(
     controls: Collection[str],
     messages: Sequence[Message],
     images: Sequence[ImageEmbedding],
+    answers: Mapping[str, Tokens],
 ) -> tuple[str, list[Turn]]:
     """
     Give the system prompt and the turns of messages; neighbours of one role are joined.
 
     Pictures that open or close a message stand where the family has them; those between two texts
     stay there.
+
+    :param answers: text -> the tokens that it was made of, which the KV cache may hold
     """
     system = ''
     turns: list[Turn] = []
@@ -220,7 +223,7 @@ def to_turns(
                 if before == 'assistant' and isinstance(answered, Text)
                 else ''
             )
-            turns[-1].answer = Text(joined + text)
+            turns[-1].answer = answers.get(joined + text, Text(joined + text))
         else:
             turn = _user_turn(family, controls, message, images)
             if before == 'user':
@@ -238,8 +241,11 @@ def _user_turn(
     images: Sequence[ImageEmbedding],
 ) -> Turn:
     texts = [i for i, part in enumerate(message.parts) if isinstance(part, str)]
-    shown = [i for i, part in enumerate(message.parts) if isinstance(part, int)]
-    between = [i for i in shown if texts and texts[0] < i < texts[-1]]
+    between = [
+        i
+        for i, part in enumerate(message.parts)
+        if isinstance(part, int) and texts and texts[0] < i < texts[-1]
+    ]
     if family is None or not between:
         text = ''.join(part for part in message.parts if isinstance(part, str))
         chosen = [images[part] for part in message.parts if isinstance(part, int)]

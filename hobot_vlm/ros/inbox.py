@@ -105,6 +105,11 @@ class Inbox:
         return len(self._waiting)
 
     @property
+    def cameras(self) -> int:
+        """Number of pictures that belong to a question."""
+        return len(self._frames)
+
+    @property
     def running(self) -> Prompt | None:
         """The prompt that the worker got last and has not finished."""
         return self._running

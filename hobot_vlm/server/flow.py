@@ -122,15 +122,9 @@ class Answer:
                     self._streams[-1].cancel()
 
     async def _streamed(self, outlet: Outlet) -> None:
-        for event in self._writer.begin():
-            outlet.hold(encoded(event))
-        sender = asyncio.ensure_future(outlet.run())
-        try:
-            work = [self._follow(i, stream, outlet) for i, stream in enumerate(self._streams)]
-            found = await asyncio.gather(*work, return_exceptions=True)
-        finally:
-            outlet.close()
-            await sender
+        outlet.hold(b''.join(map(encoded, self._writer.begin())))
+        work = [self._follow(i, stream, outlet) for i, stream in enumerate(self._streams)]
+        found = await asyncio.gather(*work, return_exceptions=True)
         for item in found:
             if isinstance(item, BaseException):
                 raise item
@@ -142,15 +136,15 @@ class Answer:
         """Send one of the answers as it is made."""
         try:
             async for chunk in stream:
-                for event in self._writer.piece(index, chunk):
-                    outlet.put(encoded(event))
+                events = self._writer.piece(index, chunk)
+                if events:
+                    await outlet.put(b''.join(map(encoded, events)))
             reply = await stream
         except Exception:
             self.cancel()  # the others as well: their client gets an error
             raise
         self._service.metrics.answer(reply)
-        for event in self._writer.end(index, reply):
-            outlet.put(encoded(event))
+        outlet.hold(b''.join(map(encoded, self._writer.end(index, reply))))
         return reply
 
 
@@ -164,44 +158,47 @@ class Outlet:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._data = bytearray()
-        self._filled = asyncio.Event()
         self._begun = False
-        self._closed = asyncio.Event()
+        self._last = 0.0
+        self._sending = asyncio.Lock()  # of several answers, which would overtake each other
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Future[None] | None = None
 
     def hold(self, data: bytes) -> None:
-        """Keep something that goes out with the first event."""
+        """Keep something that goes out with the next event."""
         self._data += data
 
-    def put(self, data: bytes) -> None:
-        """Send something soon."""
+    async def put(self, data: bytes) -> None:
+        """Send something: at once, or soon where something has just been sent."""
         self._data += data
-        self._filled.set()
-
-    def close(self) -> None:
-        """Let ``run`` end."""
-        self._closed.set()
-        self._filled.set()
-
-    async def run(self) -> None:
-        """Send what is put, until closed."""
-        while True:
-            await self._filled.wait()
-            if self._closed.is_set():
-                return
+        loop = asyncio.get_running_loop()
+        left = self._last + FLUSH_SECONDS - loop.time()
+        if left <= 0:
             await self._flush()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), FLUSH_SECONDS)
+        elif self._timer is None:
+            self._timer = loop.call_later(left, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._task = asyncio.ensure_future(self._flush())
 
     async def _flush(self) -> None:
-        self._filled.clear()
-        data, self._data = bytes(self._data), bytearray()
-        if not self._begun:
-            self._begun = True
-            await self._send(_start('text/event-stream; charset=utf-8'))
-        await self._send({'type': 'http.response.body', 'body': data, 'more_body': True})
+        async with self._sending:
+            data, self._data = bytes(self._data), bytearray()
+            if not data:
+                return
+            self._last = asyncio.get_running_loop().time()
+            if not self._begun:
+                self._begun = True
+                await self._send(_start('text/event-stream; charset=utf-8'))
+            await self._send({'type': 'http.response.body', 'body': data, 'more_body': True})
 
     async def end(self, rest: bytes) -> None:
         """Send what is left, and the last words."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            await self._task
         self._data += rest
         await self._flush()
         await self._send({'type': 'http.response.body', 'body': b''})

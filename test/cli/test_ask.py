@@ -7,6 +7,7 @@ import json
 
 from hobot_vlm import VLM
 from hobot_vlm.cli.main import main
+from hobot_vlm.values import Video
 import pytest
 from shell import complaint, REPLY
 
@@ -124,20 +125,17 @@ def test_a_video(run, sample, clip, demo):
     assert reply['image_tokens'] == 4 * one.image_tokens and reply['text']
 
 
-def test_frames_are_labelled(run, sample, clip, monkeypatch):
-    seen = {}
+def test_videos_and_pictures_stay_in_order(run, sample, clip, monkeypatch):
+    seen = []
     original = VLM.stream
 
     def stream(self, prompt, images=None, **options):
-        seen.update(options, images=images)
+        seen.extend(images)
         return original(self, prompt, images, **options)
 
     monkeypatch.setattr(VLM, 'stream', stream)
     assert run('ask', clip, 'What happens?', sample, '--frames', 3)[0] == 0
-    assert [image.shape for image in seen['images'][:3]] == [(240, 320, 3)] * 3
-    assert len(seen['images']) == 4
-    assert seen['labels'] == ['Frame1', 'Frame2', 'Frame3', 'Image-1']
-    assert seen['max_tiles'] == 1
+    assert seen == [Video(str(clip), 3), sample]
 
 
 def test_stop_and_logprobs(run, sample):

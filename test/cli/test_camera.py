@@ -70,6 +70,16 @@ def test_chat_shows_a_fresh_frame_for_each_question(run, camera_file, demo):
     ]
 
 
+def test_camera_and_files(run, camera_file, sample, demo):
+    said = complaint(run('ask', QUESTION, sample, '--camera', camera_file))
+    assert '--camera and files are given: choose one' in said
+    with Camera(str(camera_file)) as camera, demo.conversation() as talk:
+        expected = [talk.ask(QUESTION, image).text for image in (sample, camera.frame())]
+    lines = f'/image {sample}\n{QUESTION}\n{QUESTION}\n'
+    status, out, err = run('chat', '--camera', camera_file, stdin=lines)
+    assert (status, out.splitlines(), err) == (0, expected, '')
+
+
 def test_a_camera_that_ends_does_not_end_a_chat(run, camera_file):
     status, out, err = run('chat', '--camera', camera_file, stdin=f'{QUESTION}\n' * 5)
     assert status == 2 and out.count('\n') == 4

@@ -42,7 +42,7 @@ def test_a_wrong_command_line(run, args):
         (('-m', 'nonsense'), "there is no model 'nonsense'"),
         (('-m', 'smolvlm2-256m'), '`vlm download smolvlm2-256m`'),
         (('--frames', '0', 'clip.mp4'), '--frames is 0: expected 1 or more'),
-        (('absent.mp4',), 'absent.mp4: there is no such file'),
+        (('absent.mp4',), "'absent.mp4': there is no such file"),
         (('absent.png',), 'absent.png'),
         (('--set', 'llm_model_name=absent.gguf'), 'absent.gguf'),
     ],

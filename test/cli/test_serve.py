@@ -13,24 +13,11 @@ import urllib.request
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMAND = """
-import argparse, sys
-from hobot_vlm.cli import serve
-from hobot_vlm.errors import VlmError
-parser = argparse.ArgumentParser()
-serve.add_parser(parser.add_subparsers(required=True))
-args = parser.parse_args()
-try:
-    sys.exit(args.run(args))
-except VlmError as exc:
-    print(f'vlm: {exc}', file=sys.stderr)
-    sys.exit(2)
-"""
 
 
 def start(*args):
     return subprocess.Popen(
-        [sys.executable, '-c', COMMAND, 'serve', *args],
+        [sys.executable, '-m', 'hobot_vlm.cli', 'serve', *args],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,

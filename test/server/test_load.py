@@ -30,15 +30,7 @@ QUESTIONS = ('Describe the picture.', 'What is on the left?', '右边是什么�
 GROWTH = 64 << 20
 
 
-SERVER = """
-import argparse
-from hobot_vlm.cli import serve
-parser = argparse.ArgumentParser()
-serve.add_parser(parser.add_subparsers(required=True))
-args = parser.parse_args(['serve', '--port', '0', '--set', 'n_ctx=8192'])
-args.run(args)
-"""
-
+COMMAND = [sys.executable, '-m', 'hobot_vlm.cli', 'serve', '--port', '0', '--n-ctx', '8192']
 
 #: asks for the health until its input ends, and prints the slowest answer in milliseconds
 WATCH = """
@@ -58,9 +50,7 @@ print(1000 * slowest)
 @contextmanager
 def process():
     """Run a server of its own, as `vlm serve` is; give its address and process."""
-    with subprocess.Popen(
-        [sys.executable, '-c', SERVER], stderr=subprocess.PIPE, text=True, cwd=ROOT
-    ) as server:
+    with subprocess.Popen(COMMAND, stderr=subprocess.PIPE, text=True, cwd=ROOT) as server:
         try:
             url = server.stderr.readline().split()[-1]
             server.stderr.readline()  # the model is there

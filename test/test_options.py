@@ -1,0 +1,173 @@
+"""Every option of the table changes what comes out, or says why it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+import logging
+
+from core import batches, parts, sizes
+from folders import DEMO, MODELS
+from hobot_vlm import (
+    BackendMissing,
+    ConfigError,
+    DownloadError,
+    ModelFileError,
+    ModelMismatch,
+    VLM,
+)
+from hobot_vlm.config import Config
+from pictures import picture
+import pytest
+
+QUESTION = 'Tell me what you see.'
+SHOWN = picture(200, 150, 340)
+FILES = {
+    'model_file_name': str(MODELS / 'internvl' / 'vision.onnx'),
+    'llm_model_name': str(MODELS / 'internvl' / 'decoder.gguf'),
+}
+#: what each option changes, by the name of the test below that shows it
+SHOWN_BY = {
+    **dict.fromkeys(('model', 'model_file_name', 'llm_model_name'), 'files'),
+    **dict.fromkeys(('max_tiles', 'fit', 'system_prompt', 'thinking'), 'prompt'),
+    **dict.fromkeys(('temperature', 'top_k', 'top_p', 'min_p', 'repeat_penalty'), 'sampling'),
+    **dict.fromkeys(('seed', 'grammar', 'json_schema', 'regex', 'n_predict'), 'sampling'),
+    **dict.fromkeys(('lora', 'auto_download', 'model_type', 'encoder_device'), 'refusals'),
+    **dict.fromkeys(('bpu_cores', 'lora_scale', 'bpu_priority'), 'elsewhere'),
+    **dict.fromkeys(('n_ctx', 'n_batch', 'cache_type', 'flash_attention'), 'context'),
+    **dict.fromkeys(('llm_threads', 'encoder_threads', 'mmap', 'warm_up'), 'runtime'),
+    'n_gpu_layers': 'gpu',
+}
+
+
+def load(**options):
+    return VLM.load(**{**FILES, 'llm_threads': 1, 'n_predict': 24, 'max_tiles': 1, **options})
+
+
+@pytest.fixture(scope='module')
+def vlm():
+    with load(max_tiles=4, n_ctx=1024) as opened:
+        yield opened
+
+
+def test_every_option_has_its_test():
+    named = {item.name for item in fields(Config)}
+    assert set(SHOWN_BY) >= named - {'keep_image_tokens'}
+    for name in SHOWN_BY.values():
+        assert f'test_{name}' in globals()
+
+
+def test_files():
+    with VLM.load(model='demo') as demo, VLM.load(llm_model_name=FILES['llm_model_name']) as text:
+        assert demo.tile_size and not text.tile_size
+        assert parts(demo).model.path == DEMO / 'decoder.gguf'
+        assert str(parts(text).model.path) == FILES['llm_model_name']
+    with load(model_file_name=str(MODELS / 'internvl' / 'mmproj.gguf')) as vlm:
+        assert parts(vlm).encoder_path.name == 'mmproj.gguf'
+    with pytest.raises(ConfigError, match="'nothing'"):
+        VLM.load(model='nothing')
+
+
+def test_prompt(vlm):
+    whole = vlm.ask(QUESTION, SHOWN)
+    assert vlm.ask(QUESTION, SHOWN, max_tiles=1).image_tokens < whole.image_tokens
+    fitted = {fit: vlm.ask(QUESTION, SHOWN[:, :60], max_tiles=1, fit=fit, n_predict=40).text
+              for fit in ('contain', 'cover', 'fill', 'topleft')}  # fmt: skip
+    assert len(set(fitted.values())) > 1
+    assert (
+        vlm.ask(QUESTION, system_prompt='Be short.').prompt_tokens
+        != vlm.ask(QUESTION).prompt_tokens
+    )
+    assert vlm.ask(QUESTION, thinking=True).prompt_tokens > vlm.ask(QUESTION).prompt_tokens + 50
+
+
+@pytest.mark.parametrize(
+    ('plain', 'changed'),
+    [
+        ({}, {'temperature': 5.0}),
+        ({'temperature': 5.0}, {'top_k': 1}),
+        ({'temperature': 5.0}, {'top_p': 0.0001}),
+        ({'temperature': 5.0, 'top_p': 1.0, 'top_k': 0, 'min_p': 0.0}, {'min_p': 0.9}),
+        ({'temperature': 5.0}, {'seed': 4}),
+        ({'n_predict': 100}, {'repeat_penalty': 3.0}),
+        ({}, {'n_predict': 3}),
+        ({}, {'grammar': 'root ::= "yes" | "no"'}),
+        ({}, {'json_schema': '{"type": "boolean"}'}),
+        ({}, {'regex': '(left|right)'}),
+    ],
+    ids=lambda options: '-'.join(options),
+)
+def test_sampling(vlm, plain, changed):
+    plain = {'seed': 3, **plain}
+    before = vlm.ask(QUESTION, **plain).text
+    after = vlm.ask(QUESTION, **{**plain, **changed}).text
+    assert before == vlm.ask(QUESTION, **plain).text
+    assert after != before
+    if {'grammar', 'json_schema', 'regex'} & set(changed):
+        assert after in ('yes', 'no', 'true', 'false', 'left', 'right')
+
+
+@pytest.mark.parametrize(
+    ('options', 'error', 'match'),
+    [
+        ({'lora': 'nofile.gguf'}, ModelFileError, 'lora'),
+        ({'model_type': 1}, ModelMismatch, 'smolvlm'),
+        ({'encoder_device': 'abacus'}, ConfigError, 'encoder_device'),
+        ({'encoder_device': 'bpu'}, ConfigError, 'bpu'),
+        ({'bpu_cores': 'x'}, ConfigError, 'bpu_cores'),
+    ],
+)
+def test_refusals(options, error, match):
+    with pytest.raises((error, BackendMissing), match=match):
+        load(**options)
+
+
+def test_a_model_is_fetched_only_where_that_is_allowed(monkeypatch):
+    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')  # nobody listens there
+    with pytest.raises(DownloadError, match='vlm download smolvlm2-256m.*auto_download'):
+        VLM.load(model='smolvlm2-256m')
+
+
+def test_elsewhere():
+    """Shown by tests with the parts that they need: an adapter, and a board's runtime."""
+    for name, file, word in (
+        ('lora_scale', 'llama/test_lora.py', 'lora_scale'),
+        ('bpu_cores', 'encoders/test_bpu.py', 'bpu_cores'),
+        ('bpu_priority', 'encoders/test_bpu.py', 'priority'),
+    ):
+        assert word in (MODELS.parent / file).read_text(encoding='utf-8'), name
+
+
+def test_context():
+    with load(n_ctx=128) as small, load(n_batch=32, n_ctx=512) as cut:
+        assert parts(small).context.n_ctx == 128
+        with batches(cut) as seen:
+            cut.ask('word ' * 100, n_predict=1)
+        assert max(sizes(seen)) == 32
+    texts = set()
+    for options in ({}, {'cache_type': 'q4_0', 'flash_attention': 'on'}):
+        with VLM.load('demo', **options) as demo:
+            reply = demo.ask('Describe the picture.', str(DEMO / 'sample.png'), logprobs=2)
+            texts.add(tuple(token.top for token in reply.logprobs))
+    assert len(texts) == 2  # a coarser cache gives other numbers
+    with pytest.raises(ModelFileError, match='llama.cpp makes no context'):
+        VLM.load('demo', cache_type='q4_0', flash_attention='off')
+
+
+def test_runtime(caplog):
+    """These change how fast an answer comes, or from where, and not what it says."""
+    with load() as plain:
+        expected = plain.ask(QUESTION, SHOWN).text
+    for options in ({'llm_threads': 2}, {'encoder_threads': 1}, {'mmap': False}):
+        with load(**options) as vlm:
+            assert vlm.ask(QUESTION, SHOWN).text == expected
+    with load(warm_up=False) as vlm, batches(vlm) as seen:
+        assert vlm.ask(QUESTION, SHOWN).text == expected and seen
+
+
+def test_gpu(caplog):
+    with caplog.at_level(logging.WARNING, 'hobot_vlm'), load(n_gpu_layers=99) as vlm:
+        assert vlm.ask(QUESTION, n_predict=1).completion_tokens
+    from llama_cpp import llama_cpp
+
+    warned = 'n_gpu_layers is 99 and has no effect' in caplog.text
+    assert warned != bool(llama_cpp.llama_supports_gpu_offload())

@@ -11,7 +11,6 @@ from collections.abc import Sequence as List
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from functools import cached_property, partial
-import logging
 from pathlib import Path
 import threading
 from typing import Any, TYPE_CHECKING
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ['Camera', 'find', 'machine', 'make_request', 'Model', 'read_image', 'user_file', 'VLM']
 
-logger = logging.getLogger('hobot_vlm')
-
 #: what ``stream`` takes besides options
 FIELDS = {f.name for f in fields(Request)} - {'prompt', 'images', 'options'}
 
@@ -66,7 +63,10 @@ class VLM:
 
         :raises VlmError: files are missing, damaged or do not belong together
         """
-        self.parts = loader.load(config)
+        # On a thread that ends: OpenMP keeps threads for each thread that llama.cpp is called from,
+        # and lets all wait less eagerly once there are more than cores.
+        with ThreadPoolExecutor(1, 'load') as pool:
+            self.parts = pool.submit(loader.load, config).result()
         self._images = ImageEncoder(self.parts.encoder, self.parts.family)
         self.maker = PromptMaker(self.parts)
         self._cache = KvCache(self.parts.context)

@@ -73,16 +73,15 @@ class ImageEncoder:
     def __init__(self, encoder: VisionEncoder | None, family: Family | None):
         self._encoder, self._family = encoder, family
         self.hits = self.misses = 0  # pictures that were known, and that were not
-        self._changed = threading.Condition()  # guards all below
+        self._lock = threading.RLock()  # guards all below
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self._tiles: WeakValueDictionary[bytes, Tile] = WeakValueDictionary()
         self._tasks: list[_Task] = []
         self._closed = False
         self._preparers: ThreadPoolExecutor | None = None
+        self._thread: threading.Thread | None = None  # while there are tiles to encode
         if encoder is not None:
             self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
-            self._thread = threading.Thread(target=self._run, name='encode', daemon=True)
-            self._thread.start()
 
     def submit(self, sources: Sequence[ImageSource], config: Config, priority: int) -> ImageJob:
         """Have pictures encoded; returns at once."""
@@ -106,7 +105,7 @@ class ImageEncoder:
     def abandon(self, job: ImageJob) -> None:
         """Encode nothing more for a job; what others want too goes on."""
         job.abandoned = True
-        with self._changed:
+        with self._lock:
             for task in list(self._tasks):
                 if job in task.jobs:
                     task.jobs.remove(job)
@@ -181,7 +180,7 @@ class ImageEncoder:
         height, width = rgb.shape[:2]
         cut = f'{width} {height} {config.max_tiles} {config.fit}'.encode()
         key = _hash(cut, rgb)
-        with self._changed:
+        with self._lock:
             image = self._images.get(key)
             if image is not None and not any(map(_failed, image.tiles)):
                 self._images.move_to_end(key)
@@ -191,7 +190,7 @@ class ImageEncoder:
             self.misses += 1
         tiles = self._family.tiles(rgb, self._encoder.tile_size, config.max_tiles, config.fit)
         keys = [_hash(b'', pixels) for pixels in tiles.pixels]
-        with self._changed:
+        with self._lock:
             made = []
             for i, tile_key in enumerate(keys):
                 tile = self._tiles.get(tile_key)
@@ -206,7 +205,7 @@ class ImageEncoder:
             )
             self._want(image, job)
             self._images[key] = image
-            self._changed.notify_all()
+            self._work()
         return image
 
     def _want(self, image: ImageEmbedding, job: ImageJob) -> None:
@@ -216,6 +215,18 @@ class ImageEncoder:
                 job.tasks.append(task)
 
     # -- 2. encoding ---------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """
+        See that somebody encodes; called with the lock.
+
+        The thread ends when there is nothing left. libmtmd computes with OpenMP, which keeps
+        threads for each thread that it is called from, and lets all of them wait less eagerly once
+        there are more than cores: an idle one would make every decoded token slower.
+        """
+        if self._thread is None and self._tasks and not self._closed:
+            self._thread = threading.Thread(target=self._run, name='encode', daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
@@ -234,7 +245,7 @@ class ImageEncoder:
                     )
             except BaseException as exc:
                 self._done(task, began)
-                with self._changed:
+                with self._lock:
                     self._tiles.pop(task.tile.key, None)
                     self._images.pop(task.image_key, None)
                 task.tile.encoded.set_exception(exc)
@@ -245,21 +256,22 @@ class ImageEncoder:
             self._trim()
 
     def _next(self) -> _Task | None:
-        """Wait for a tile; those of the highest priority come first, and the oldest of them."""
-        with self._changed:
-            while not self._closed and not self._tasks:
-                self._changed.wait()
-            return None if self._closed else max(self._tasks, key=lambda task: task.priority)
+        """Give the next tile: the oldest of the highest priority. None ends the thread."""
+        with self._lock:
+            if self._closed or not self._tasks:
+                self._thread = None
+                return None
+            return max(self._tasks, key=lambda task: task.priority)
 
     def _done(self, task: _Task, began: float) -> None:
-        with self._changed:
+        with self._lock:
             task.seconds, task.pixels = perf_counter() - began, None
             if task in self._tasks:
                 self._tasks.remove(task)
 
     def _trim(self) -> None:
         """Forget the oldest pictures beyond ``KEPT_BYTES``."""
-        with self._changed:
+        with self._lock:
             sizes = {
                 id(tile): tile.data.nbytes
                 for image in self._images.values()
@@ -278,14 +290,15 @@ class ImageEncoder:
         if self._preparers is None or self._encoder is None:
             return
         self._encoder.stop()
-        with self._changed:
+        with self._lock:
             self._closed = True
             left, self._tasks = self._tasks, []
-            self._changed.notify_all()
+            thread = self._thread
         for task in left:
             if not task.tile.encoded.done():
                 task.tile.encoded.cancel()
-        self._thread.join()
+        if thread is not None:
+            thread.join()
         self._preparers.shutdown(cancel_futures=True)
 
 

@@ -63,7 +63,7 @@ class VLM:
 
         :raises VlmError: files are missing, damaged or do not belong together
         """
-        # On a thread that ends: OpenMP keeps threads for each thread that llama.cpp is called from,
+        # On a thread that ends: OpenMP keeps threads for each one that llama.cpp is called from,
         # and lets all wait less eagerly once there are more than cores.
         with ThreadPoolExecutor(1, 'load') as pool:
             self.parts = pool.submit(loader.load, config).result()

@@ -47,10 +47,6 @@ FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}  # llama_flash_attn_type
 #: tokens per computed step while a prompt is read; llama.cpp's own default
 MAX_UBATCH = 512
 
-#: the types among them for which that holds, so that a token's logits do not depend on what is
-#: decoded beside it
-EXACT_CACHE_TYPES = tuple(name for name, types in CACHE_TYPES.items() if name != 'f16')
-
 #: share of the largest logit by which a token and its embedding may differ in their results
 SAME_LOGITS = 1e-3
 
@@ -126,7 +122,6 @@ class Context:
         settings.n_seq_max = MAX_SEQUENCES
         settings.kv_unified = True  # any sequence may use any cell
         settings.type_k, settings.type_v = CACHE_TYPES[cache_type]
-        self.exact = cache_type in EXACT_CACHE_TYPES
         settings.flash_attn_type = FLASH_ATTENTION[flash_attention]
         settings.n_threads = settings.n_threads_batch = threads or usable_cores()
         settings.no_perf = False

@@ -15,7 +15,7 @@ import pytest
 
 from .conftest import ACTORS
 
-SECONDS = float(os.environ.get('HOBOT_VLM_SECONDS', '120'))
+SECONDS = float(os.environ.get('HOBOT_VLM_SECONDS', '75'))
 PERIOD = 2.0
 RATE = 30.0
 SETTLING = 30  # prompts before memory is watched: the heap finds its size in a minute

@@ -78,7 +78,6 @@ CHINESE = {
     'serve': 'HTTP API 及其网页的端口；0 表示不开',
     'serve_host': 'serve 监听的地址',
     'stay_alive': 'feed_type 为 0 时，回答之后继续运行',
-    'serve': '提供 OpenAI 接口和网页的端口，使用节点的模型；0 表示不提供',
     'autostart': '启动时自动完成 configure 和 activate',
 }
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..config import Config
 from ..encoders import VisionEncoder
+from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
 from ..families import Family
 from ..image.load import load_rgb
@@ -64,6 +65,7 @@ class _Task:
     image_key: bytes
     jobs: list[ImageJob]
     priority: int
+    share: float  # of its embeddings that are kept
     seconds: float = 0.0
 
 
@@ -179,7 +181,8 @@ class ImageEncoder:
         """Cut a picture, unless it is known, and queue those of its tiles that are not."""
         assert self._family is not None and self._encoder is not None
         height, width = rgb.shape[:2]
-        cut = f'{width} {height} {config.max_tiles} {config.fit}'.encode()
+        share = config.keep_image_tokens
+        cut = f'{width} {height} {config.max_tiles} {config.fit} {share}'.encode()
         key = _hash(cut, rgb)
         with self._changed:
             image = self._images.get(key)
@@ -190,15 +193,16 @@ class ImageEncoder:
                 return image
             self.misses += 1
         tiles = self._family.tiles(rgb, self._encoder.tile_size, config.max_tiles, config.fit)
-        keys = [_hash(b'', pixels) for pixels in tiles.pixels]
+        keys = [_hash(f'{share}'.encode(), pixels) for pixels in tiles.pixels]
         with self._changed:
             made = []
             for i, tile_key in enumerate(keys):
                 tile = self._tiles.get(tile_key)
                 if tile is None:
-                    tile = self._tiles[tile_key] = Tile(tile_key, self._encoder.tokens)
+                    tokens = kept(self._encoder.tokens, share)
+                    tile = self._tiles[tile_key] = Tile(tile_key, tokens)
                     alone = replace(tiles, pixels=tiles.pixels[i : i + 1])
-                    task = _Task(tile, alone, key, [], priority)
+                    task = _Task(tile, alone, key, [], priority, share)
                     self._tasks.append(task)
                 made.append(tile)
             image = ImageEmbedding(
@@ -223,15 +227,16 @@ class ImageEncoder:
             try:
                 assert self._encoder is not None and task.pixels is not None
                 data = np.ascontiguousarray(self._encoder.encode(task.pixels)[0], np.float32)
-                if task.tile.tokens not in (0, len(data)):
+                if self._encoder.tokens not in (0, len(data)):
                     raise InferenceError(
                         f'the vision encoder gave {len(data)} embeddings for a tile, and promised '
-                        f'{task.tile.tokens}: export it again'
+                        f'{self._encoder.tokens}: export it again'
                     )
                 if not np.isfinite(data).all():
                     raise InferenceError(
                         'the vision encoder gave numbers that are not finite: fetch its file again'
                     )
+                data = select(data, kept(len(data), task.share))
             except BaseException as exc:
                 self._done(task, began)
                 with self._changed:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from time import perf_counter
 
+from bench_server import bench_server
 from bench_startup import bench_startup
 from hobot_vlm import Reply, VLM
 from hobot_vlm.families import family
@@ -209,6 +210,7 @@ def main() -> None:
             bench_many(report, name, vlm)
             bench_scheduler(report, f'Callers at once, {name}', vlm)
             bench_schemas(report, f'Forms, {name}', vlm)
+            bench_server(report, vlm, 32, args.runs)
             bench_pipeline(report, name, vlm, args.runs)
     if 'node' in args.sections:
         bench_node(report)

@@ -32,7 +32,7 @@ def words(vlm: VLM, tokens: int, seed: int) -> str:
 
 def slow_down(vlm: VLM, seconds: float) -> Callable[[], None]:
     """Let the encoder take longer, as if elsewhere: it takes none of this machine's time."""
-    encoder = vlm._parts.encoder
+    encoder = vlm.parts.encoder
     encode = encoder.encode
 
     def later(tiles: ImageTiles) -> Any:
@@ -109,7 +109,7 @@ def arrivals(stream: Stream) -> list[float]:
 
 def bench_prefill(report: Report, section: str, vlm: VLM) -> None:
     """Compare prefilling text, a picture and text with llama_decode of as many tokens."""
-    context = vlm._parts.context
+    context = vlm.parts.context
     shares = []
     for pair in range(PAIRS):
         reply = vlm.ask(words(vlm, SHORT, 6000 + pair), frame(300 + pair), n_predict=1)
@@ -125,7 +125,7 @@ def bench_prefill(report: Report, section: str, vlm: VLM) -> None:
             lib.llama_memory_clear(context.memory, True)
             return 1000 * took
 
-        shares.append(vlm._engine.call(alone) / reply.timings.prefill_ms)
+        shares.append(vlm.engine.call(alone) / reply.timings.prefill_ms)
     name = 'prefill of text and a picture, share of one llama_decode'
     report.add(section, name, median(shares))
 

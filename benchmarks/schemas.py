@@ -47,17 +47,17 @@ def bench_schemas(report: Report, section: str, vlm: VLM) -> None:
     rng = np.random.default_rng(1)
     schemas = [json.dumps(random_schema(rng, 8)) for _ in range(SCHEMAS)]
     # 1. all are compiled, and a mask is made for each
-    context = vlm._parts.context
+    context = vlm.parts.context
     vlm.ask('Hello', n_predict=1)
     began = perf_counter()
     for schema in schemas:
         sampler = Sampler(context, Config(json_schema=schema))
-        vlm._engine.call(lambda sampler=sampler: sampler.sample())
+        vlm.engine.call(lambda sampler=sampler: sampler.sample())
         sampler.close()
     report.add(section, 'a schema compiled and its first token, ms', 2 * (perf_counter() - began))
     # 2. time per token of answers that are mostly forced, against free ones, pair by pair
     shares, added = [], []
-    end = {t: -100.0 for t in range(vlm._parts.model.n_vocab) if vlm._parts.model.is_end(t)}
+    end = {t: -100.0 for t in range(vlm.parts.model.n_vocab) if vlm.parts.model.is_end(t)}
     for i, schema in enumerate(schemas[:DECODED]):
         form = vlm.ask(f'Fill in form {i}.', json_schema=schema, n_predict=LONGEST)
         free = vlm.ask(f'Fill in form {i}.', n_predict=LONGEST, logit_bias=end)

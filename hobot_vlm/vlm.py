@@ -16,7 +16,7 @@ from pathlib import Path
 import threading
 from typing import Any, TYPE_CHECKING
 
-from . import catalogue, conversation_file, loader, many
+from . import catalogue, choosing, conversation_file, loader, many
 from .catalogue import find, machine, Model, user_file
 from .config import Config
 from .conversation import Conversation
@@ -66,11 +66,11 @@ class VLM:
 
         :raises VlmError: files are missing, damaged or do not belong together
         """
-        self._parts = loader.load(config)
-        self._images = ImageEncoder(self._parts.encoder, self._parts.family)
-        self._maker = PromptMaker(self._parts)
-        self._cache = KvCache(self._parts.context)
-        self._engine = Engine(self._cache)
+        self.parts = loader.load(config)
+        self._images = ImageEncoder(self.parts.encoder, self.parts.family)
+        self.maker = PromptMaker(self.parts)
+        self._cache = KvCache(self.parts.context)
+        self.engine = Engine(self._cache)
         self._prompts = ThreadPoolExecutor(1, 'prompt')  # templates and tokens, off the engine
 
     @classmethod
@@ -106,17 +106,17 @@ class VLM:
     @property
     def config(self) -> Config:
         """Give the options that the model runs with."""
-        return self._parts.config
+        return self.parts.config
 
     @property
     def family(self) -> str:
         """Give the name of the model's family; empty without pictures."""
-        return self._parts.family.name if self._parts.family else ''
+        return self.parts.family.name if self.parts.family else ''
 
     @property
     def tile_size(self) -> int:
         """Give the width and height of a tile in pixels; 0 for a model without pictures."""
-        return self._parts.encoder.tile_size if self._parts.encoder else 0
+        return self.parts.encoder.tile_size if self.parts.encoder else 0
 
     @property
     def name(self) -> str:
@@ -126,19 +126,19 @@ class VLM:
 
     def status(self) -> Status:
         """Say what the model is doing."""
-        waiting, running = self._engine.counts
+        waiting, running = self.engine.counts
         images = self._images
         return Status(waiting, running, images.encoding, images.hits, images.misses)
 
     def tokenize(self, text: str) -> list[int]:
         """Give the tokens of plain text, in which nothing is a control token."""
-        return tokenize_plainly(self._parts.model, text)
+        return tokenize_plainly(self.parts.model, text)
 
     @cached_property
     def identity(self) -> conversation_file.Identity:
         """Describe the model, so that a saved conversation finds it again."""
         return conversation_file.identity(
-            self._parts.model.path, self._parts.encoder_path, self.config
+            self.parts.model.path, self.parts.encoder_path, self.config
         )
 
     # -- asking ------------------------------------------------------------------------------
@@ -181,8 +181,19 @@ class VLM:
     def start_images(self, request: Request) -> ImageJob:
         """Begin to encode the pictures of a request."""
         return self._images.submit(
-            request.sources, self._maker.config_of(request), request.priority
+            request.sources, self.maker.config_of(request), request.priority
         )
+
+    def choose(
+        self, question: Any, images: Images = None, choices: List[str] = (), **more: Any
+    ) -> dict[str, float]:
+        """
+        Say how likely each of 2 to 32 answers is, weighed whole by the model's own probabilities.
+
+        :return: choice -> its share; all add up to 1
+        :raises ConfigError: choices that cannot be
+        """
+        return choosing.choose(self, make_request(question, images, **more), choices)
 
     def encode(self, images: Images, **options: Unpack[AskOptions]) -> None:
         """
@@ -214,14 +225,14 @@ class VLM:
         :raises ModelMismatch: it was saved with another model
         """
         path = Path(path).expanduser()
-        state = conversation_file.read(path, self.identity, self._parts.model)
-        n_ctx = self._parts.context.n_ctx
+        state = conversation_file.read(path, self.identity, self.parts.model)
+        n_ctx = self.parts.context.n_ctx
         if len(state.ids) > n_ctx:
             raise StateError(
                 f'{path} holds {len(state.ids)} cells, and n_ctx is {n_ctx}: raise n_ctx'
             )
         chat = Conversation(self, state.system_prompt, state.overflow, state.turns)
-        if state.ids and not self._engine.call(
+        if state.ids and not self.engine.call(
             lambda: self._cache.restore(chat, state.ids, bytes(state.kv))
         ):
             raise StateError(
@@ -232,7 +243,7 @@ class VLM:
 
     def cancel(self) -> None:
         """Stop the answer that was asked for first, within one step."""
-        self._engine.cancel_oldest()
+        self.engine.cancel_oldest()
 
     # -- the flow ----------------------------------------------------------------------------
 
@@ -253,7 +264,7 @@ class VLM:
         :raises ConfigError: an option that cannot be
         :raises InferenceError: the model is closed
         """
-        maker = self._maker
+        maker = self.maker
         config = maker.config_of(request, conversation.system_prompt if conversation else '')
         sequence = Sequence(request, config, conversation)
 
@@ -269,25 +280,25 @@ class VLM:
             if request.find and images:
                 sequence.conclude = partial(maker.with_boxes, request, images[0].size)
             sampler = Sampler(
-                self._parts.context, config, request.logit_bias, request.logprobs, made.thinking
+                self.parts.context, config, request.logit_bias, request.logprobs, made.thinking
             )
-            self._engine.ready(sequence, made.prompt, made.thinking, sampler)
+            self.engine.ready(sequence, made.prompt, made.thinking, sampler)
 
-        return self._begin(sequence, conversation, make, job)
+        return self.begin(sequence, conversation, make, job)
 
     def prefill(self, conversation: Conversation) -> Stream:
         """Bring what any next question of a conversation begins with into the KV cache."""
         request = Request('.')
-        config = self._maker.config_of(request, conversation.system_prompt)
+        config = self.maker.config_of(request, conversation.system_prompt)
         sequence = Sequence(request, config, conversation, prefill_only=True)
 
         def make(_: ImageJob) -> None:
-            prompt = self._maker.start(config, conversation.turns)
-            self._engine.ready(sequence, prompt, False, None)
+            prompt = self.maker.start(config, conversation.turns)
+            self.engine.ready(sequence, prompt, False, None)
 
-        return self._begin(sequence, conversation, make)
+        return self.begin(sequence, conversation, make)
 
-    def _begin(
+    def begin(
         self,
         sequence: Sequence,
         conversation: Conversation | None,
@@ -296,7 +307,7 @@ class VLM:
     ) -> Stream:
         """Submit a sequence, and have its prompt made once all that it needs is there."""
         request = sequence.request
-        self._engine.submit(sequence)
+        self.engine.submit(sequence)
         job = job or self.start_images(request)
         sequence.encode = job.encode_seconds
         sequence.finished.add_done_callback(lambda _: self._images.abandon(job))
@@ -310,7 +321,7 @@ class VLM:
             try:
                 make(job)
             except BaseException as exc:
-                self._engine.fail(sequence, exc)
+                self.engine.fail(sequence, exc)
 
         def then() -> None:
             try:
@@ -319,7 +330,7 @@ class VLM:
                 pass
 
         when_all(needs, then)
-        return Stream(sequence.mailbox, partial(self._engine.cancel, sequence))
+        return Stream(sequence.mailbox, partial(self.engine.cancel, sequence))
 
     def cells_of(self, conversation: Conversation) -> tuple[list[int], bytearray] | None:
         """
@@ -327,8 +338,8 @@ class VLM:
 
         :return: ids and cells; None where others have taken the room meanwhile
         """
-        config = self._maker.config_of(Request('.'), conversation.system_prompt)
-        ids = self._maker.start(config, conversation.turns).ids
+        config = self.maker.config_of(Request('.'), conversation.system_prompt)
+        ids = self.maker.start(config, conversation.turns).ids
 
         def state() -> bytearray | None:
             slot = self._cache.slot_of(conversation)
@@ -337,17 +348,17 @@ class VLM:
             self._cache.rewind(slot, len(ids))
             return self._cache.state(slot) if slot.ids == ids else None
 
-        cells = self._engine.call(state)
+        cells = self.engine.call(state)
         return None if cells is None else (ids, cells)
 
     # -- the end -----------------------------------------------------------------------------
 
     def close(self) -> None:
         """Stop what runs and free the model; twice is harmless."""
-        self._engine.close()
+        self.engine.close()
         self._images.close()
         self._prompts.shutdown(cancel_futures=True)
-        self._parts.on_close.close()
+        self.parts.on_close.close()
 
     def __enter__(self) -> VLM:
         return self

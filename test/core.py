@@ -21,7 +21,7 @@ from hobot_vlm.vlm import make_request
 
 def parts(vlm: VLM) -> Parts:
     """Give encoder, decoder, template and family."""
-    return vlm._parts
+    return vlm.parts
 
 
 def cache(vlm: VLM) -> KvCache:
@@ -36,12 +36,12 @@ def slots(vlm: VLM) -> list[Slot]:
 
 def empty(vlm: VLM) -> None:
     """Forget all cells."""
-    vlm._engine.call(lambda: [vlm._cache.rewind(slot, 0) for slot in slots(vlm)])
+    vlm.engine.call(lambda: [vlm._cache.rewind(slot, 0) for slot in slots(vlm)])
 
 
 def embed(vlm: VLM, *pictures: object, **options: object) -> list[ImageEmbedding]:
     """Give the embeddings of pictures."""
-    config = PromptMaker(vlm._parts).config_of(Request('.', options=options))
+    config = PromptMaker(vlm.parts).config_of(Request('.', options=options))
     images = vlm._images.submit(pictures, config, 0).images.result()
     for image in images:
         for tile in image.tiles:
@@ -51,7 +51,7 @@ def embed(vlm: VLM, *pictures: object, **options: object) -> list[ImageEmbedding
 
 def prompt(vlm: VLM, question: object, pictures: object = None, **more: object) -> Made:
     """Make the prompt of a question, with its pictures encoded."""
-    maker = PromptMaker(vlm._parts)
+    maker = PromptMaker(vlm.parts)
     request = make_request(question, pictures, **more)
     config = maker.config_of(request)
     images = embed(vlm, *request.sources, **{'max_tiles': config.max_tiles, 'fit': config.fit})
@@ -62,7 +62,7 @@ def prompt(vlm: VLM, question: object, pictures: object = None, **more: object) 
 def batches(vlm: VLM) -> Iterator[list[list[Run]]]:
     """Note every batch that is decoded."""
     seen: list[list[Run]] = []
-    context = vlm._parts.context
+    context = vlm.parts.context
     run = context.run
 
     def noting(runs: list[Run]) -> object:

@@ -20,7 +20,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 READMES = ('README.md', 'README_cn.md')
-PAIRS = (READMES, ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'))
+PAIRS = (
+    READMES,
+    ('docs/serving.md', 'docs/serving_cn.md'),
+    ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'),
+)
 DOCS = [ROOT / name for name in (*READMES, 'CONTRIBUTING.md', 'hobot_vlm/demo/MODEL_CARD.md')]
 DOCS += sorted((ROOT / 'docs').glob('*.md'))
 EACH = pytest.mark.parametrize('path', DOCS, ids=lambda path: path.stem)

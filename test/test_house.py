@@ -14,7 +14,9 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 #: folder or file at the top of the package -> its layer. Imports go down, or stay in their layer
 LAYERS = {
     **dict.fromkeys(('cli', 'server', 'ros', 'maix', '__main__'), 4),
-    **dict.fromkeys(('vlm', 'conversation', 'conversation_file', 'many', 'option_types'), 3),
+    **dict.fromkeys(
+        ('vlm', 'conversation', 'conversation_file', 'many', 'choosing', 'option_types'), 3
+    ),
     **dict.fromkeys(('loader', 'engine', 'prompt_maker', 'catalogue', 'hub', 'transfer'), 2),
     **dict.fromkeys(('prompt', 'families', 'encoders', 'llama', 'image', 'demo'), 1),
     **dict.fromkeys(

@@ -387,6 +387,7 @@ def _open(path: Path, options: EncoderOptions) -> _HbmRuntime | _EasyDnn:
     raise BackendMissing(
         f'{path.name} runs on the BPU of an RDK board, and this machine has no runtime for it '
         f'({names})',
-        'on an RDK board: sudo apt install hobot-spdev; anywhere else give an .onnx '
-        'encoder or an mmproj .gguf of the same model in model_file_name',
+        'on an RDK board: sudo apt install hobot-spdev (`vlm doctor` says what else is missing); '
+        'anywhere else give an .onnx encoder or an mmproj .gguf of the same model in '
+        'model_file_name',
     )

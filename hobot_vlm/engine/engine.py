@@ -18,6 +18,7 @@ from .sequence import Sequence, Status
 from ..errors import InferenceError, VlmError
 from ..llama.kv_cache import KvCache
 from ..llama.sampler import Sampler
+from ..llama.scorer import Scorer
 from ..prompt.tokens import Prompt
 
 logger = logging.getLogger('hobot_vlm')
@@ -64,7 +65,7 @@ class Engine:
         sequence.finished.add_done_callback(lambda _: self._open.pop(number, None))
 
     def ready(
-        self, sequence: Sequence, prompt: Prompt, thinking: bool, sampler: Sampler | None
+        self, sequence: Sequence, prompt: Prompt, thinking: bool, sampler: Sampler | Scorer | None
     ) -> None:
         """Give a sequence its prompt; a much shorter one stops a large step of others."""
         for _, tile in prompt.tiles:

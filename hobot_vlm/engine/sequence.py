@@ -21,6 +21,7 @@ from ..config import Config
 from ..llama.context import Context, Entries
 from ..llama.kv_cache import Slot, SlotRun
 from ..llama.sampler import Sampler
+from ..llama.scorer import Scorer
 from ..prompt.tokens import Prompt
 from ..values import Reply, TextChunk, Timings, TokenLogprob
 
@@ -92,11 +93,11 @@ class Sequence:
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._reported = 0
-        self._sampler: Sampler | None = None
+        self._sampler: Sampler | Scorer | None = None
 
     # -- prefill -----------------------------------------------------------------------------
 
-    def set_prompt(self, prompt: Prompt, thinking: bool, sampler: Sampler | None) -> None:
+    def set_prompt(self, prompt: Prompt, thinking: bool, sampler: Sampler | Scorer | None) -> None:
         """
         Take the prompt; from here on the sequence can run.
 

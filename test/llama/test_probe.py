@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 import os
 from pathlib import Path
 import shutil
@@ -10,9 +11,11 @@ import sys
 import threading
 
 import gguf
+from hobot_vlm.encoders import EncoderOptions, open_encoder
 from hobot_vlm.errors import ModelFileError
 from hobot_vlm.llama import probe
 from hobot_vlm.llama.probe import check_loads
+from hobot_vlm.values import ImageTiles
 import numpy as np
 import pytest
 
@@ -189,11 +192,17 @@ def test_an_adapter_that_ends_the_process_is_named(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['v.position_embd.weight', 'v.class_embd'])
-def test_an_mmproj_that_ends_the_process(name, tmp_path):
-    half = tensor_of(MMPROJ, name).astype(np.float16)  # libmtmd adds no float16 to float32
+def test_an_mmproj_that_libmtmd_would_end_the_process_over(name, tmp_path):
+    """It adds no float16 to float32, and is not asked to: another runtime reads the same file."""
+    half = tensor_of(MMPROJ, name).astype(np.float16)
     path = rewritten(MMPROJ, tmp_path / 'mmproj.gguf', tensors={name: half})
-    with pytest.raises(ModelFileError, match='mmproj.gguf: .*SIGABRT.*last that was said: [a-z]'):
-        check_loads(DECODER, mmproj=path)
+    check_loads(DECODER, mmproj=path)
+    tiles = ImageTiles(np.zeros((1, 56, 56, 3), np.uint8), 0, 0, True, (0.5,) * 3, (0.5,) * 3)
+    with open_encoder(path) as encoder:
+        tiles = replace(tiles, pixels=np.zeros((1, *2 * (encoder.tile_size,), 3), np.uint8))
+        assert np.isfinite(encoder.encode(tiles)).all()
+    with pytest.raises(ModelFileError, match='libmtmd needs float32'):
+        open_encoder(path, EncoderOptions(device='libmtmd'))
 
 
 def test_weights_that_are_no_numbers(tmp_path):

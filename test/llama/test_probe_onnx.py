@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 import threading
 
-from hobot_vlm.encoders import EncoderOptions
+from hobot_vlm.encoders import EncoderOptions, open_encoder
 from hobot_vlm.encoders import onnx as module
 from hobot_vlm.errors import InferenceError, ModelFileError
 from hobot_vlm.llama import probe
@@ -134,11 +134,11 @@ def test_a_run_ends_by_time_and_by_hand(tmp_path, monkeypatch):
     half = (0.5, 0.5, 0.5)
     tiles = ImageTiles(np.zeros((1, 8, 8, 3), np.uint8), 0, 0, True, half, half)
     monkeypatch.setattr(module, 'RUN_SECONDS', 0.3)
-    with module.OnnxEncoder(path, EncoderOptions()) as opened:
+    with open_encoder(path, EncoderOptions(device='cpu')) as opened:
         with pytest.raises(InferenceError, match='had not ended after 0 s on 1 tiles'):
             opened.encode(tiles)
     monkeypatch.setattr(module, 'RUN_SECONDS', 60.0)
-    with module.OnnxEncoder(path, EncoderOptions()) as opened:
+    with open_encoder(path, EncoderOptions(device='cpu')) as opened:
         threading.Timer(0.3, opened.stop).start()
         with pytest.raises(InferenceError, match='was stopped'):
             opened.encode(tiles)

@@ -151,7 +151,7 @@ def test_a_signal_while_modules_are_loaded(program, number, module):
         'sys.modules.pop("numpy", None)\n'
     )
     if module == 'hobot_vlm.errors':
-        stop += 'import hobot_vlm.ros.main\ndel sys.modules["hobot_vlm.errors"]\n'
+        stop += 'import hobot_vlm.ros.main\nsys.modules.pop("hobot_vlm.errors", None)\n'
     process = subprocess.Popen(
         [sys.executable, '-c', stop + program],
         stdout=subprocess.PIPE,

@@ -134,8 +134,9 @@ def load(config: Config) -> Parts:
         if config.warm_up:
             context.warm_up()
         logger.info(
-            'loaded %s and %s in %.0f ms',
+            'loaded %s%s and %s in %.0f ms',
             files.encoder,
+            f' (on {encoder.runtime})' if encoder else '',
             files.decoder,
             1000 * (perf_counter() - began),
         )

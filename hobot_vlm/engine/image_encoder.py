@@ -27,7 +27,7 @@ from ..errors import InferenceError, ModelMismatch
 from ..families import Family
 from ..image.load import load_rgb
 from ..image.video import is_video, read_frames
-from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Tile, Video
+from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Progress, Tile, Video
 
 #: bytes of embeddings that are kept; the oldest pictures leave first. 128 MB are 140 tiles of
 #: InternVL3-1B, and a thirtieth of the memory of the smallest board that these models run on.
@@ -79,6 +79,8 @@ class ImageEncoder:
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self._tiles: WeakValueDictionary[bytes, Tile] = WeakValueDictionary()
         self._tasks: list[_Task] = []
+        self._began = 0.0  # when the tile that is in the encoder went there; 0: there is none
+        self._seconds = 0.0  # that the last tile was there
         self._closed = False
         self._preparers: ThreadPoolExecutor | None = None
         if encoder is not None:
@@ -125,6 +127,26 @@ class ImageEncoder:
     def encoding(self) -> int:
         """Count the tiles that wait for the encoder."""
         return len(self._tasks)
+
+    def progress(self, job: ImageJob) -> Progress:
+        """Say how far a job is."""
+        with self._changed:
+            total = len(job.tasks)
+            left = sum(task.pixels is not None for task in job.tasks)
+            return Progress(total - left, total, self._estimate(left))
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimate the seconds until all tiles that wait are encoded; 0: not known yet."""
+        with self._changed:
+            return self._estimate(len(self._tasks))
+
+    def _estimate(self, tiles: int) -> float:
+        """Estimate the seconds that tiles take, by the last one and how long one is in there."""
+        if not tiles or not self._seconds:
+            return 0.0
+        spent = perf_counter() - self._began if self._began else 0.0
+        return max(tiles * self._seconds - spent, 0.0)
 
     # -- 1. reading and cutting ----------------------------------------------------------------
 
@@ -223,7 +245,6 @@ class ImageEncoder:
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
-            began = perf_counter()
             try:
                 assert self._encoder is not None and task.pixels is not None
                 data = np.ascontiguousarray(self._encoder.encode(task.pixels)[0], np.float32)
@@ -238,13 +259,13 @@ class ImageEncoder:
                     )
                 data = select(data, kept(len(data), task.share))
             except BaseException as exc:
-                self._done(task, began)
+                self._done(task)
                 with self._changed:
                     self._tiles.pop(task.tile.key, None)
                     self._images.pop(task.image_key, None)
                 task.tile.encoded.set_exception(exc)
                 continue
-            self._done(task, began)
+            self._done(task)
             task.tile.tokens = len(data)
             task.tile.encoded.set_result(data)
             self._trim()
@@ -254,11 +275,13 @@ class ImageEncoder:
         with self._changed:
             while not self._closed and not self._tasks:
                 self._changed.wait()
+            self._began = perf_counter()
             return None if self._closed else max(self._tasks, key=lambda task: task.priority)
 
-    def _done(self, task: _Task, began: float) -> None:
+    def _done(self, task: _Task) -> None:
         with self._changed:
-            task.seconds, task.pixels = perf_counter() - began, None
+            self._seconds = task.seconds = perf_counter() - self._began
+            self._began, task.pixels = 0.0, None
             if task in self._tasks:
                 self._tasks.remove(task)
 

@@ -218,10 +218,8 @@ def main() -> None:
             )
         )
     else:
-        print(
-            f'{args.scenes} fresh scenes, seed {args.seed}, keep_image_tokens {args.keep:g}: per cent '
-            'right'
-        )
+        title = f'{args.scenes} fresh scenes, seed {args.seed}, keep_image_tokens {args.keep:g}'
+        print(f'{title}: per cent right')
         print(f'{"":12}{"English":>10}{"Chinese":>10}{"bound":>8}')
         for figure, row in table.items():
             print(f'{figure:12}{row["en"]:10.2f}{row["zh"]:10.2f}{BOUNDS[figure]:8}')

@@ -101,15 +101,13 @@ def _llama(llama: dict[str, Any], flags: Sequence[str], gpu: bool) -> Iterator[F
 
 def _runtimes(runtimes: dict[str, str], gpu: bool) -> Found:
     """Say what can run a vision encoder, and what else would be worth it here."""
-    here = [name for name, cure in runtimes.items() if not cure]
-    worth = {'openvino': platform.machine() in ('x86_64', 'AMD64'), 'cuda': gpu}
-    cures = [
-        f'{name}: {runtimes[name]}' for name, good in worth.items() if good and runtimes[name]
-    ]
-    text = f'{", ".join(here)} (encoder_device)'
-    if not cures:
-        return 'encoder runtimes', 'ok', text, ''
-    return 'encoder runtimes', 'ok', f'{text}; another may be faster', '; '.join(cures)
+    text = f'{", ".join(name for name, cure in runtimes.items() if not cure)} (encoder_device)'
+    pc = platform.machine() in ('x86_64', 'AMD64')  # which OpenVINO is made for
+    for name, worth in (('cuda', gpu), ('openvino', pc)):
+        if worth and runtimes.get(name):
+            text = f'{text}; {name} may be faster'
+            return 'encoder runtimes', 'ok', text, runtimes[name]
+    return 'encoder runtimes', 'ok', text, ''
 
 
 def probe(code: str) -> dict[str, Any] | str:

@@ -74,7 +74,10 @@ class VLM:
 
         :raises VlmError: files are missing, damaged or do not belong together
         """
-        self.parts = loader.load(config)
+        # On a thread that ends: OpenMP keeps threads for each one that llama.cpp is called from,
+        # and lets all wait less eagerly once there are more than cores.
+        with ThreadPoolExecutor(1, 'load') as pool:
+            self.parts = pool.submit(loader.load, config).result()
         self._images = ImageEncoder(self.parts.encoder, self.parts.family)
         self.maker = PromptMaker(self.parts)
         self._cache = KvCache(self.parts.context)

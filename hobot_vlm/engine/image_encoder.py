@@ -75,7 +75,7 @@ class ImageEncoder:
     def __init__(self, encoder: VisionEncoder | None, family: Family | None):
         self._encoder, self._family = encoder, family
         self.hits = self.misses = 0  # pictures that were known, and that were not
-        self._changed = threading.Condition()  # guards all below
+        self._lock = threading.RLock()  # guards all below
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self._tiles: WeakValueDictionary[bytes, Tile] = WeakValueDictionary()
         self._tasks: list[_Task] = []
@@ -83,10 +83,9 @@ class ImageEncoder:
         self._seconds = 0.0  # that the last tile was there
         self._closed = False
         self._preparers: ThreadPoolExecutor | None = None
+        self._thread: threading.Thread | None = None  # while there are tiles to encode
         if encoder is not None:
             self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
-            self._thread = threading.Thread(target=self._run, name='encode', daemon=True)
-            self._thread.start()
 
     def submit(self, sources: Sequence[ImageSource], config: Config, priority: int) -> ImageJob:
         """Have pictures encoded; returns at once."""
@@ -110,7 +109,7 @@ class ImageEncoder:
     def abandon(self, job: ImageJob) -> None:
         """Encode nothing more for a job; what others want too goes on."""
         job.abandoned = True
-        with self._changed:
+        with self._lock:
             for task in list(self._tasks):
                 if job in task.jobs:
                     task.jobs.remove(job)
@@ -130,7 +129,7 @@ class ImageEncoder:
 
     def progress(self, job: ImageJob) -> Progress:
         """Say how far a job is."""
-        with self._changed:
+        with self._lock:
             total = len(job.tasks)
             left = sum(task.pixels is not None for task in job.tasks)
             return Progress(total - left, total, self._estimate(left))
@@ -138,7 +137,7 @@ class ImageEncoder:
     @property
     def seconds_left(self) -> float:
         """Estimate the seconds until all tiles that wait are encoded; 0: not known yet."""
-        with self._changed:
+        with self._lock:
             return self._estimate(len(self._tasks))
 
     def _estimate(self, tiles: int) -> float:
@@ -206,7 +205,7 @@ class ImageEncoder:
         share = config.keep_image_tokens
         cut = f'{width} {height} {config.max_tiles} {config.fit} {share}'.encode()
         key = _hash(cut, rgb)
-        with self._changed:
+        with self._lock:
             image = self._images.get(key)
             if image is not None and not any(map(_failed, image.tiles)):
                 self._images.move_to_end(key)
@@ -216,7 +215,7 @@ class ImageEncoder:
             self.misses += 1
         tiles = self._family.tiles(rgb, self._encoder.tile_size, config.max_tiles, config.fit)
         keys = [_hash(f'{share}'.encode(), pixels) for pixels in tiles.pixels]
-        with self._changed:
+        with self._lock:
             made = []
             for i, tile_key in enumerate(keys):
                 tile = self._tiles.get(tile_key)
@@ -232,7 +231,7 @@ class ImageEncoder:
             )
             self._want(image, job)
             self._images[key] = image
-            self._changed.notify_all()
+            self._work()
         return image
 
     def _want(self, image: ImageEmbedding, job: ImageJob) -> None:
@@ -242,6 +241,18 @@ class ImageEncoder:
                 job.tasks.append(task)
 
     # -- 2. encoding ---------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """
+        See that somebody encodes; called with the lock.
+
+        The thread ends when there is nothing left. libmtmd computes with OpenMP, which keeps
+        threads for each thread that it is called from, and lets all of them wait less eagerly once
+        there are more than cores: an idle one would make every decoded token slower.
+        """
+        if self._thread is None and self._tasks and not self._closed:
+            self._thread = threading.Thread(target=self._run, name='encode', daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
@@ -260,7 +271,7 @@ class ImageEncoder:
                 data = select(data, kept(len(data), task.share))
             except BaseException as exc:
                 self._done(task)
-                with self._changed:
+                with self._lock:
                     self._tiles.pop(task.tile.key, None)
                     self._images.pop(task.image_key, None)
                 task.tile.encoded.set_exception(exc)
@@ -271,15 +282,16 @@ class ImageEncoder:
             self._trim()
 
     def _next(self) -> _Task | None:
-        """Wait for a tile; those of the highest priority come first, and the oldest of them."""
-        with self._changed:
-            while not self._closed and not self._tasks:
-                self._changed.wait()
+        """Give the next tile: the oldest of the highest priority. None ends the thread."""
+        with self._lock:
+            if self._closed or not self._tasks:
+                self._thread = None
+                return None
             self._began = perf_counter()
-            return None if self._closed else max(self._tasks, key=lambda task: task.priority)
+            return max(self._tasks, key=lambda task: task.priority)
 
     def _done(self, task: _Task) -> None:
-        with self._changed:
+        with self._lock:
             self._seconds = task.seconds = perf_counter() - self._began
             self._began, task.pixels = 0.0, None
             if task in self._tasks:
@@ -287,7 +299,7 @@ class ImageEncoder:
 
     def _trim(self) -> None:
         """Forget the oldest pictures beyond ``KEPT_BYTES``."""
-        with self._changed:
+        with self._lock:
             sizes = {
                 id(tile): tile.data.nbytes
                 for image in self._images.values()
@@ -306,14 +318,15 @@ class ImageEncoder:
         if self._preparers is None or self._encoder is None:
             return
         self._encoder.stop()
-        with self._changed:
+        with self._lock:
             self._closed = True
             left, self._tasks = self._tasks, []
-            self._changed.notify_all()
+            thread = self._thread
         for task in left:
             if not task.tile.encoded.done():
                 task.tile.encoded.cancel()
-        self._thread.join()
+        if thread is not None:
+            thread.join()
         self._preparers.shutdown(cancel_futures=True)
 
 

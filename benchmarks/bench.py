@@ -18,8 +18,10 @@ import subprocess
 import sys
 from time import perf_counter
 
+from bench_encoders import bench_encoders
 from bench_server import bench_server
 from bench_startup import bench_startup
+from first_token import bench_fewer_tokens, bench_first_token
 from hobot_vlm import Reply, VLM
 from hobot_vlm.families import family
 from hobot_vlm.machine import usable_cores
@@ -176,7 +178,7 @@ def bench_node(report: Report) -> None:
 
 def main() -> None:
     """Run all, or the sections named."""
-    sections = ('startup', 'pictures', 'demo', '0.5b', 'node')
+    sections = ('startup', 'pictures', 'demo', '0.5b', 'encoders', 'node')
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument(
         'sections', nargs='*', default=sections, help=f'some of {", ".join(sections)}'
@@ -204,6 +206,7 @@ def main() -> None:
         with VLM.load(**files, max_tiles=1) as vlm:
             name = f'Decoder of the shape of Qwen2.5-0.5B, {args.weights.upper()}'
             bench_model(report, name, vlm, [frame(i) for i in range(3)], 32, check=True)
+            bench_fewer_tokens(report, name, vlm, [frame(i) for i in range(20, 26)])
         # many questions: the KV cache is one in which answers do not touch each other
         with VLM.load(**files, max_tiles=1, cache_type='q8_0/f16') as vlm:
             name = 'Many questions, the same decoder, KV cache q8_0/f16'
@@ -212,6 +215,9 @@ def main() -> None:
             bench_schemas(report, f'Forms, {name}', vlm)
             bench_server(report, vlm, 32, args.runs)
             bench_pipeline(report, name, vlm, args.runs)
+    if 'encoders' in args.sections:
+        bench_encoders(report)
+        bench_first_token(report, big_files(args.weights)[1])
     if 'node' in args.sections:
         bench_node(report)
     if args.json:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from hobot_vlm.encoders import EncoderOptions, mmproj_graph, open_encoder, VisionEncoder
 from hobot_vlm.encoders.choice import agreement, sample
@@ -30,6 +30,7 @@ from hobot_vlm.machine import usable_cores
 from hobot_vlm.values import ImageTiles
 import numpy as np
 import numpy.typing as npt
+from report import BOUNDS, Report
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / 'build' / 'bench'
@@ -40,8 +41,7 @@ from make_bench_encoders import make  # noqa: E402
 #: shape -> most that a tile may take, of libmtmd's time on the same file
 SHAPES = {'internvit-300m': 0.55, 'siglip-b16-512': 0.6}
 
-#: name -> (bound, whether a larger figure is better)
-BOUNDS = {
+BOUNDS |= {
     **{f'{shape}: auto, share of libmtmd': (most, False) for shape, most in SHAPES.items()},
     'internvit-300m: openvino, share of libmtmd': (0.42, False),
     **{f'{shape}: auto, least cosine to float32': (0.9995, True) for shape in SHAPES},
@@ -66,13 +66,6 @@ encoder = open_encoder(path, EncoderOptions(threads, device=device))
 encoder.encode(sample(encoder.tile_size))
 print((resident_bytes() - before) / path.stat().st_size)
 """
-
-
-class Report(Protocol):
-    """What bench.py collects figures with."""
-
-    def add(self, section: str, name: str, value: float) -> None:
-        """Keep and print a figure."""
 
 
 def bench_encoders(report: Report, rounds: int = 5, threads: int = 0) -> None:
@@ -163,33 +156,13 @@ def own_cache() -> Iterator[None]:
                 os.environ['XDG_CACHE_HOME'] = kept
 
 
-class Printed:
-    """Prints figures, and knows which are out of bounds."""
-
-    def __init__(self) -> None:
-        self.missed: list[str] = []
-
-    def add(self, section: str, name: str, value: float) -> None:
-        """Print a figure."""
-        bound, larger = BOUNDS.get(name, (None, False))
-        verdict = ''
-        if bound is not None:
-            good = value >= bound if larger else value <= bound
-            verdict = (
-                f'{"ok" if good else "MISSED"}: {"at least" if larger else "at most"} {bound}'
-            )
-            if not good:
-                self.missed.append(name)
-        print(f'  {name:58}{value:12.5f}   {verdict}', flush=True)
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=0, help='0: one per core')
     args: Any = parser.parse_args()
-    report = Printed()
+    report = Report()
     bench_encoders(report, args.rounds, args.threads)
     if report.missed:
         sys.exit('out of bounds: ' + '; '.join(report.missed))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # typing itself would be an import
         StateError,
         VlmError,
     )
-    from .values import Box, Reply, Status, TextChunk, Timings
+    from .values import Box, Progress, Reply, Status, TextChunk, Timings
     from .vlm import VLM
 
 __version__ = '0.1.0'
@@ -44,6 +44,7 @@ __all__ = [
     'PictureError',
     'PromptError',
     'PromptTooLong',
+    'Progress',
     'Reply',
     'StateError',
     'Status',
@@ -58,6 +59,7 @@ __all__ = [
 _PLACES = {
     'Box': 'values',
     'Conversation': 'conversation',
+    'Progress': 'values',
     'Reply': 'values',
     'Status': 'values',
     'Stream': 'engine.stream',

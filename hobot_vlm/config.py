@@ -83,6 +83,13 @@ class Config:
         0,
         64,
     )
+    keep_image_tokens: float = option(
+        1.0,
+        'share of the embeddings of a picture that the language model reads: less is faster and '
+        'approximate, and not for boxes',
+        0.1,
+        1.0,
+    )
     n_ctx: int = option(4096, 'cells of the KV cache', 64, 1048576)
     n_predict: int = option(256, 'most tokens of an answer', 1, 1048576, live=True)
     n_batch: int = option(512, 'most tokens decoded at once while a prompt is read', 1, 16384)
@@ -211,7 +218,7 @@ class Config:
 LIVE = tuple(item.name for item in fields(Config) if item.metadata['live'])
 
 #: options that may differ from request to request
-PER_REQUEST = (*LIVE, 'thinking', 'max_tiles', 'fit')
+PER_REQUEST = (*LIVE, 'thinking', 'max_tiles', 'fit', 'keep_image_tokens')
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,9 @@ def load(config: Config) -> Parts:
         if config.warm_up:
             context.warm_up()
         logger.info(
-            'loaded %s and %s in %.0f ms',
+            'loaded %s%s and %s in %.0f ms',
             files.encoder,
+            f' (on {encoder.runtime})' if encoder else '',
             files.decoder,
             1000 * (perf_counter() - began),
         )
@@ -149,12 +150,19 @@ def of_kind(path: Path | None, suffix: str) -> Path | None:
     return path if path is not None and path.suffix == suffix else None
 
 
-def check_request(config: Config, family: Family | None) -> None:
+def check_request(config: Config, family: Family | None, find: bool = False) -> None:
     """
     Check the options of a request against the model.
 
-    :raises ConfigError: one that this model does not have
+    :param find: boxes are wanted
+    :raises ConfigError: one that this model, or such a request, cannot have
     """
+    if find and config.keep_image_tokens < 1:
+        raise ConfigError(
+            f'keep_image_tokens is {config.keep_image_tokens:g}, and boxes are wanted: where a '
+            'thing is, only all the embeddings of a picture tell; leave it at 1',
+            'keep_image_tokens',
+        )
     if config.thinking and not (family and family.thinking_text):
         raise ConfigError(
             'thinking is true, but only InternVL models have a system prompt '

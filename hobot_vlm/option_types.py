@@ -18,6 +18,7 @@ class RequestOptions(TypedDict, total=False):
     thinking: bool
     fit: str
     max_tiles: int
+    keep_image_tokens: float
     n_predict: int
     temperature: float
     top_k: int

@@ -80,7 +80,7 @@ class PromptMaker:
         if system_prompt:
             options.setdefault('system_prompt', system_prompt)
         config = replace(self._parts.config, **options)
-        loader.check_request(config, self._parts.family)
+        loader.check_request(config, self._parts.family, find=request.find)
         if config.thinking and 'temperature' not in options and config.temperature == 0:
             config = replace(config, temperature=THINKING_TEMPERATURE)
         if len(request.labels) not in (0, len(request.sources)):

@@ -259,6 +259,7 @@ class Status:
     :param encoding: tiles that wait for the encoder or are in it
     :param image_hits: pictures that were known, since the start
     :param image_misses: pictures that had to be encoded, since the start
+    :param encoding_s: seconds until these tiles are encoded, by the time of the last one
     """
 
     waiting: int
@@ -266,6 +267,22 @@ class Status:
     encoding: int
     image_hits: int
     image_misses: int
+    encoding_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """
+    How far the pictures of a request are.
+
+    :param done: tiles that are encoded
+    :param total: tiles to encode; those that were known do not count. 0 until pictures are cut
+    :param seconds_left: until all are encoded, by the time of the last one; 0: not known yet
+    """
+
+    done: int = 0
+    total: int = 0
+    seconds_left: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,33 +12,44 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from functools import cached_property, partial
 from pathlib import Path
-import threading
 from typing import Any, TYPE_CHECKING
 
 from . import catalogue, choosing, conversation_file, loader, many
 from .catalogue import find, machine, Model, user_file
 from .config import Config
 from .conversation import Conversation
+from .encoders.runtimes import available as runtimes
 from .engine.engine import Engine
 from .engine.image_encoder import ImageEncoder, ImageJob
 from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Stream
 from .errors import StateError, VlmError
+from .futures import when_all
 from .image.camera import Camera
-from .image.load import load_rgb
+from .image.load import load_rgb as read_image
 from .llama.kv_cache import KvCache
 from .llama.sampler import Sampler
 from .prompt.tokens import tokenize_plainly
 from .prompt_maker import PromptMaker
-from .values import Images, ImageSource, Pixels, Reply, Status
+from .values import Images, Reply, Status
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .option_types import AskOptions, LoadOptions
 
-__all__ = ['Camera', 'find', 'machine', 'make_request', 'Model', 'read_image', 'user_file', 'VLM']
+__all__ = [
+    'Camera',
+    'find',
+    'machine',
+    'make_request',
+    'Model',
+    'read_image',
+    'runtimes',
+    'user_file',
+    'VLM',
+]
 
 #: what ``stream`` takes besides options
 FIELDS = {f.name for f in fields(Request)} - {'prompt', 'images', 'options'}
@@ -119,6 +130,11 @@ class VLM:
         return self.parts.encoder.tile_size if self.parts.encoder else 0
 
     @property
+    def runtime(self) -> str:
+        """Give the name of what runs the encoder; empty for a model without pictures."""
+        return self.parts.encoder.runtime if self.parts.encoder else ''
+
+    @property
     def name(self) -> str:
         """Give the name by which people know the model."""
         config = self.config
@@ -128,7 +144,10 @@ class VLM:
         """Say what the model is doing."""
         waiting, running = self.engine.counts
         images = self._images
-        return Status(waiting, running, images.encoding, images.hits, images.misses)
+        return Status(
+            *(waiting, running, images.encoding, images.hits, images.misses),
+            encoding_s=images.seconds_left,
+        )
 
     def tokenize(self, text: str) -> list[int]:
         """Give the tokens of plain text, in which nothing is a control token."""
@@ -330,7 +349,11 @@ class VLM:
                 pass
 
         when_all(needs, then)
-        return Stream(sequence.mailbox, partial(self.engine.cancel, sequence))
+        return Stream(
+            sequence.mailbox,
+            partial(self.engine.cancel, sequence),
+            partial(self._images.progress, job),
+        )
 
     def cells_of(self, conversation: Conversation) -> tuple[list[int], bytearray] | None:
         """
@@ -367,33 +390,7 @@ class VLM:
         self.close()
 
 
-def read_image(source: ImageSource) -> Pixels:
-    """
-    Read a picture as RGB uint8 (height, width, 3), upright.
-
-    :raises PictureError: it cannot be read
-    """
-    return load_rgb(source)
-
-
 def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:
     """Make a request of keyword arguments: fields of ``Request``, and options."""
     known = {name: more.pop(name) for name in FIELDS & set(more)}
     return Request(prompt, images, **known, options=more)
-
-
-def when_all(futures: List[Future[Any]], then: Callable[[], None]) -> None:
-    """Call something once all futures are done, however they ended."""
-    left, call = len(futures), [then]
-    lock = threading.Lock()
-
-    def done(_: Future[Any]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            last = not left
-        if last:
-            call.pop()()  # the futures keep this function, and are not to keep ``then`` as well
-
-    for future in futures:
-        future.add_done_callback(done)

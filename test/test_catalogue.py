@@ -118,6 +118,13 @@ def test_a_machine_that_says_nothing_is_any(tmp_path):
             'InternVL3-1B-Instruct-Q8_0.gguf',
             'ggml-org/InternVL3-1B-Instruct-GGUF',
         ),
+        (
+            'smolvlm2-500m',
+            'any',
+            'mmproj-SmolVLM2-500M-Video-Instruct-Q8_0.gguf',
+            'SmolVLM2-500M-Video-Instruct-Q8_0.gguf',
+            'ggml-org/SmolVLM2-500M-Video-Instruct-GGUF',
+        ),
     ],
 )
 def test_a_name_stands_for_the_files_of_the_machine(
@@ -227,7 +234,9 @@ def test_a_model_that_is_not_here_says_what_to_do(on):
     with pytest.raises(DownloadError) as caught:
         resolve(Config(model='smolvlm2-256m'))
     text = str(caught.value)
-    assert 'HuggingFaceTB/SmolVLM2-256M-Video-Instruct:onnx/vision_encoder.onnx' in text
+    assert (
+        'SmolVLM2-256M-Video-Instruct-GGUF:mmproj-SmolVLM2-256M-Video-Instruct-Q8_0.gguf' in text
+    )
     assert '`vlm download smolvlm2-256m`' in text
     assert '-p auto_download:=true' in text
     assert 'model_file_name' in text and 'llm_model_name' in text

@@ -29,6 +29,7 @@ FILES = {
 SHOWN_BY = {
     **dict.fromkeys(('model', 'model_file_name', 'llm_model_name'), 'files'),
     **dict.fromkeys(('max_tiles', 'fit', 'system_prompt', 'thinking'), 'prompt'),
+    'keep_image_tokens': 'prompt',
     **dict.fromkeys(('temperature', 'top_k', 'top_p', 'min_p', 'repeat_penalty'), 'sampling'),
     **dict.fromkeys(('seed', 'grammar', 'json_schema', 'regex', 'n_predict'), 'sampling'),
     **dict.fromkeys(('lora', 'auto_download', 'model_type', 'encoder_device'), 'refusals'),
@@ -51,7 +52,7 @@ def vlm():
 
 def test_every_option_has_its_test():
     named = {item.name for item in fields(Config)}
-    assert set(SHOWN_BY) >= named - {'keep_image_tokens'}
+    assert set(SHOWN_BY) == named
     for name in SHOWN_BY.values():
         assert f'test_{name}' in globals()
 
@@ -70,6 +71,8 @@ def test_files():
 def test_prompt(vlm):
     whole = vlm.ask(QUESTION, SHOWN)
     assert vlm.ask(QUESTION, SHOWN, max_tiles=1).image_tokens < whole.image_tokens
+    half = vlm.ask(QUESTION, SHOWN, keep_image_tokens=0.5)
+    assert half.image_tokens == whole.image_tokens / 2
     fitted = {fit: vlm.ask(QUESTION, SHOWN[:, :60], max_tiles=1, fit=fit, n_predict=40).text
               for fit in ('contain', 'cover', 'fill', 'topleft')}  # fmt: skip
     assert len(set(fitted.values())) > 1

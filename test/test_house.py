@@ -20,7 +20,8 @@ LAYERS = {
     **dict.fromkeys(('loader', 'engine', 'prompt_maker', 'catalogue', 'hub', 'transfer'), 2),
     **dict.fromkeys(('prompt', 'families', 'encoders', 'llama', 'image', 'demo'), 1),
     **dict.fromkeys(
-        ('values', 'errors', 'config', 'machine', 'net', 'parameter_file', '__init__'), 0
+        ('values', 'errors', 'config', 'futures', 'machine', 'net', 'parameter_file', '__init__'),
+        0,
     ),
 }
 #: what front ends may import, besides themselves

@@ -228,7 +228,8 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
     terminal = sys.stdout.isatty()
     lines = Lines()
     begun = False
-    with OnCtrlC(stop), Waiting('looking at the picture' if pictures else '') as waiting:
+    looking = Waiting('looking at the picture' if pictures else '', lambda: encoding(stream))
+    with OnCtrlC(stop), looking as waiting:
         try:
             for chunk in stream:
                 if chunk.thinking:
@@ -251,6 +252,15 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
     last = json.dumps(reply.as_dict(), ensure_ascii=False) if args.json else lines.end()
     print(last, flush=True)
     return reply, interrupted
+
+
+def encoding(stream: Stream) -> str:
+    """Say which tile of the pictures is being encoded; nothing where that is soon over."""
+    now = stream.progress
+    if now.done == now.total or (now.total == 1 and not now.seconds_left):
+        return ''
+    left = f', about {now.seconds_left:.0f} s left' if now.seconds_left >= 0.5 else ''
+    return f'encoding tile {now.done + 1} of {now.total}{left}'
 
 
 def note_end(reply: Reply, config: Config, as_json: bool) -> int:

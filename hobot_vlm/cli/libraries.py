@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -30,6 +31,12 @@ print(json.dumps({'version': onnxruntime.__version__,
     'providers': onnxruntime.get_available_providers()}))
 """
 
+RUNTIMES = """
+import json
+from hobot_vlm.vlm import runtimes
+print(json.dumps(runtimes()))
+"""
+
 #: flag of /proc/cpuinfo -> what llama.cpp calls it, where it makes a model faster
 FEATURES = {
     'avx2': 'AVX2',
@@ -48,7 +55,7 @@ Found = tuple[str, str, str, str]
 
 def check(flags: Sequence[str], gpu: bool) -> Iterator[Found]:
     """
-    Check llama.cpp and ONNX Runtime.
+    Check llama.cpp, ONNX Runtime and what else runs encoders.
 
     :param flags: what the processor can do, in the words of /proc/cpuinfo
     :param gpu: whether there is an NVIDIA GPU
@@ -67,6 +74,9 @@ def check(flags: Sequence[str], gpu: bool) -> Iterator[Found]:
         return
     names = [name.removesuffix('ExecutionProvider') for name in onnx['providers']]
     yield 'ONNX Runtime', 'ok', f'{onnx["version"]}, runs on {", ".join(names)}', ''
+    runtimes = probe(RUNTIMES)
+    if not isinstance(runtimes, str):
+        yield _runtimes(runtimes, gpu)
 
 
 def _llama(llama: dict[str, Any], flags: Sequence[str], gpu: bool) -> Iterator[Found]:
@@ -87,6 +97,17 @@ def _llama(llama: dict[str, Any], flags: Sequence[str], gpu: bool) -> Iterator[F
     elif gpu:
         text = 'there is one, and llama.cpp is built without it'
         yield 'GPU', 'warn', text, f'CMAKE_ARGS=-DGGML_CUDA=ON {REBUILD}'
+
+
+def _runtimes(runtimes: dict[str, str], gpu: bool) -> Found:
+    """Say what can run a vision encoder, and what else would be worth it here."""
+    text = f'{", ".join(name for name, cure in runtimes.items() if not cure)} (encoder_device)'
+    pc = platform.machine() in ('x86_64', 'AMD64')  # which OpenVINO is made for
+    for name, worth in (('cuda', gpu), ('openvino', pc)):
+        if worth and runtimes.get(name):
+            text = f'{text}; {name} may be faster'
+            return 'encoder runtimes', 'ok', text, runtimes[name]
+    return 'encoder runtimes', 'ok', text, ''
 
 
 def probe(code: str) -> dict[str, Any] | str:

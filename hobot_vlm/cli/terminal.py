@@ -75,10 +75,16 @@ _waiting: list[Waiting] = []
 
 
 class Waiting:
-    """A line on the terminal that says what takes so long; none where stderr is no terminal."""
+    """
+    A line on the terminal that says what takes so long; none where stderr is no terminal.
 
-    def __init__(self, text: str = '') -> None:
+    :param news: what to say instead of the first text and its seconds, asked whenever the line is
+        drawn; empty: nothing
+    """
+
+    def __init__(self, text: str = '', news: Callable[[], str] = str) -> None:
         self._text = text
+        self._news = news
         self._since = time.monotonic()
         self._width = 0
         self._lock = threading.Lock()
@@ -102,7 +108,7 @@ class Waiting:
         """Say what is waited for from now on."""
         with self._lock:
             if text != self._text:
-                self._text, self._since = text, time.monotonic()
+                self._text, self._since, self._news = text, time.monotonic(), str
 
     def hide(self) -> None:
         """Take the line away."""
@@ -122,7 +128,8 @@ class Waiting:
     def _tick_once(self) -> None:
         with self._lock:
             if self._text:
-                self._draw(f'{self._text} … {time.monotonic() - self._since:.1f} s')
+                waited = f'{self._text} … {time.monotonic() - self._since:.1f} s'
+                self._draw(self._news() or waited)
 
     def _draw(self, line: str) -> None:
         line = cut(line, columns() - 1)

@@ -22,11 +22,12 @@ import numpy as np
 
 from ..config import Config
 from ..encoders import VisionEncoder
+from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
 from ..families import Family
 from ..image.load import load_rgb
 from ..image.video import is_video, read_frames
-from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Tile, Video
+from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Progress, Tile, Video
 
 #: bytes of embeddings that are kept; the oldest pictures leave first. 128 MB are 140 tiles of
 #: InternVL3-1B, and a thirtieth of the memory of the smallest board that these models run on.
@@ -64,6 +65,7 @@ class _Task:
     image_key: bytes
     jobs: list[ImageJob]
     priority: int
+    share: float  # of its embeddings that are kept
     seconds: float = 0.0
 
 
@@ -77,6 +79,8 @@ class ImageEncoder:
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self._tiles: WeakValueDictionary[bytes, Tile] = WeakValueDictionary()
         self._tasks: list[_Task] = []
+        self._began = 0.0  # when the tile that is in the encoder went there; 0: there is none
+        self._seconds = 0.0  # that the last tile was there
         self._closed = False
         self._preparers: ThreadPoolExecutor | None = None
         self._thread: threading.Thread | None = None  # while there are tiles to encode
@@ -122,6 +126,26 @@ class ImageEncoder:
     def encoding(self) -> int:
         """Count the tiles that wait for the encoder."""
         return len(self._tasks)
+
+    def progress(self, job: ImageJob) -> Progress:
+        """Say how far a job is."""
+        with self._lock:
+            total = len(job.tasks)
+            left = sum(task.pixels is not None for task in job.tasks)
+            return Progress(total - left, total, self._estimate(left))
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimate the seconds until all tiles that wait are encoded; 0: not known yet."""
+        with self._lock:
+            return self._estimate(len(self._tasks))
+
+    def _estimate(self, tiles: int) -> float:
+        """Estimate the seconds that tiles take, by the last one and how long one is in there."""
+        if not tiles or not self._seconds:
+            return 0.0
+        spent = perf_counter() - self._began if self._began else 0.0
+        return max(tiles * self._seconds - spent, 0.0)
 
     # -- 1. reading and cutting ----------------------------------------------------------------
 
@@ -178,7 +202,8 @@ class ImageEncoder:
         """Cut a picture, unless it is known, and queue those of its tiles that are not."""
         assert self._family is not None and self._encoder is not None
         height, width = rgb.shape[:2]
-        cut = f'{width} {height} {config.max_tiles} {config.fit}'.encode()
+        share = config.keep_image_tokens
+        cut = f'{width} {height} {config.max_tiles} {config.fit} {share}'.encode()
         key = _hash(cut, rgb)
         with self._lock:
             image = self._images.get(key)
@@ -189,15 +214,16 @@ class ImageEncoder:
                 return image
             self.misses += 1
         tiles = self._family.tiles(rgb, self._encoder.tile_size, config.max_tiles, config.fit)
-        keys = [_hash(b'', pixels) for pixels in tiles.pixels]
+        keys = [_hash(f'{share}'.encode(), pixels) for pixels in tiles.pixels]
         with self._lock:
             made = []
             for i, tile_key in enumerate(keys):
                 tile = self._tiles.get(tile_key)
                 if tile is None:
-                    tile = self._tiles[tile_key] = Tile(tile_key, self._encoder.tokens)
+                    tokens = kept(self._encoder.tokens, share)
+                    tile = self._tiles[tile_key] = Tile(tile_key, tokens)
                     alone = replace(tiles, pixels=tiles.pixels[i : i + 1])
-                    task = _Task(tile, alone, key, [], priority)
+                    task = _Task(tile, alone, key, [], priority, share)
                     self._tasks.append(task)
                 made.append(tile)
             image = ImageEmbedding(
@@ -230,27 +256,27 @@ class ImageEncoder:
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
-            began = perf_counter()
             try:
                 assert self._encoder is not None and task.pixels is not None
                 data = np.ascontiguousarray(self._encoder.encode(task.pixels)[0], np.float32)
-                if task.tile.tokens not in (0, len(data)):
+                if self._encoder.tokens not in (0, len(data)):
                     raise InferenceError(
                         f'the vision encoder gave {len(data)} embeddings for a tile, and promised '
-                        f'{task.tile.tokens}: export it again'
+                        f'{self._encoder.tokens}: export it again'
                     )
                 if not np.isfinite(data).all():
                     raise InferenceError(
                         'the vision encoder gave numbers that are not finite: fetch its file again'
                     )
+                data = select(data, kept(len(data), task.share))
             except BaseException as exc:
-                self._done(task, began)
+                self._done(task)
                 with self._lock:
                     self._tiles.pop(task.tile.key, None)
                     self._images.pop(task.image_key, None)
                 task.tile.encoded.set_exception(exc)
                 continue
-            self._done(task, began)
+            self._done(task)
             task.tile.tokens = len(data)
             task.tile.encoded.set_result(data)
             self._trim()
@@ -261,11 +287,13 @@ class ImageEncoder:
             if self._closed or not self._tasks:
                 self._thread = None
                 return None
+            self._began = perf_counter()
             return max(self._tasks, key=lambda task: task.priority)
 
-    def _done(self, task: _Task, began: float) -> None:
+    def _done(self, task: _Task) -> None:
         with self._lock:
-            task.seconds, task.pixels = perf_counter() - began, None
+            self._seconds = task.seconds = perf_counter() - self._began
+            self._began, task.pixels = 0.0, None
             if task in self._tasks:
                 self._tasks.remove(task)
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ..values import Reply, TextChunk
+from ..values import Progress, Reply, TextChunk
 
 Item = TextChunk | Reply | BaseException
 
@@ -68,9 +68,15 @@ class Stream:
     ``with`` block, and losing the last reference, stop the model. One reader at a time.
     """
 
-    def __init__(self, mailbox: Mailbox, cancel: Callable[[], object]):
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        cancel: Callable[[], object],
+        progress: Callable[[], Progress] = Progress,
+    ):
         self._mailbox = mailbox
         self._cancel = cancel
+        self._progress = progress
         self._end: Reply | BaseException | None = None
 
     def __next__(self) -> TextChunk:
@@ -146,6 +152,11 @@ class Stream:
             raise self._end
         assert self._end is not None
         return self._end
+
+    @property
+    def progress(self) -> Progress:
+        """Say how far the encoding of the pictures is; callable from any thread."""
+        return self._progress()
 
     def cancel(self) -> None:
         """Stop the model within one step; returns at once, callable from any thread."""

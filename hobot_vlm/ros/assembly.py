@@ -359,7 +359,11 @@ class Assembly:
 
     def values(self) -> dict[str, object]:
         """Give counts, by name."""
+        status = self.vlm.status()
         return {
+            'encoder runtime': self.vlm.runtime,
+            'tiles encoding': status.encoding,
+            'encoding seconds left': round(status.encoding_s, 1),
             'prompts waiting': len(self.inbox),
             'requests open': len(self.requests),
             'pictures received': self.inbox.received,

@@ -189,6 +189,12 @@ def valid(config: NodeConfig) -> NodeConfig:
             '1 subscribes to pictures',
             'trigger',
         )
+    if config.parser_mode and config.keep_image_tokens < 1:
+        raise ConfigError(
+            f'keep_image_tokens is {config.keep_image_tokens:g} and parser_mode is '
+            f'{config.parser_mode}: boxes need all the embeddings of a picture; leave it at 1',
+            'keep_image_tokens',
+        )
     if not topics_of(config):
         raise ConfigError(
             'ros_img_sub_topic_name is empty: expected at least one topic',

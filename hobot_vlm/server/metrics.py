@@ -34,6 +34,9 @@ class _Now:
         yield GaugeMetricFamily('vlm_requests_running', 'Answers being made', now.running)
         yield GaugeMetricFamily('vlm_requests_waiting', 'Requests waiting', now.waiting)
         yield GaugeMetricFamily('vlm_tiles_encoding', 'Tiles in the encoder', now.encoding)
+        yield GaugeMetricFamily(
+            'vlm_encoding_seconds_left', 'Until these tiles are encoded', now.encoding_s
+        )
         yield CounterMetricFamily(
             'vlm_picture_cache_hits', 'Pictures that were known', now.image_hits
         )

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+import platform
 
 from hobot_vlm.cli import checks, doctor, libraries
 from hobot_vlm.errors import ConfigError
@@ -159,6 +160,10 @@ def test_this_machine(capsys):
     assert status == 0
     assert found['llama.cpp']['status'] in ('ok', 'warn')
     assert 'CPU' in found['ONNX Runtime']['text']
+    runtimes = found['encoder runtimes']
+    here = runtimes['text'].partition(' (')[0].split(', ')
+    assert {'cpu', 'cpu-int8', 'libmtmd'} <= set(here)
+    assert 'openvino' in here or runtimes['cure']
     assert found['model demo']['status'] == 'ok'
     assert not [f for f in found.values() if f['status'] == 'warn' and not f['cure']]
 
@@ -215,9 +220,14 @@ def test_a_library_that_crashes_is_survived():
 )
 def test_what_llama_cpp_was_built_for(monkeypatch, features, flags, gpu, expected):
     said = {'version': '1', 'features': features, 'gpu': False, 'providers': ['CPU']}
-    monkeypatch.setattr(libraries, 'probe', lambda _: said)
+    runtimes = {'cpu': '', 'cuda': 'get onnxruntime-gpu', 'openvino': 'get openvino'}
+    monkeypatch.setattr(platform, 'machine', lambda: 'x86_64')
+    monkeypatch.setattr(
+        libraries, 'probe', lambda code: runtimes if code == libraries.RUNTIMES else said
+    )
     found = list(libraries.check(flags, gpu))
-    assert [status for _, status, _, _ in found] == [*expected, 'ok']
+    assert [status for _, status, _, _ in found] == [*expected, 'ok', 'ok']
+    assert found[-1][3] == ('get onnxruntime-gpu' if gpu else 'get openvino')
     assert all(cure for _, status, _, cure in found if status == 'warn')
 
 

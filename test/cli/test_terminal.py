@@ -79,6 +79,26 @@ def test_the_waiting_line_counts_and_goes_away(monkeypatch):
     assert terminal.getvalue() == shown
 
 
+def test_the_waiting_line_tells_news_while_there_are_any(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr('sys.stderr', terminal)
+    news = ['', 'encoding tile 3 of 13, about 8 s left', 'encoding tile 2 of 13']
+    with Waiting('looking', lambda: news.pop() if news else '') as waiting:
+        assert 'encoding tile 2 of 13' in terminal.getvalue()
+        end = time.monotonic() + 10
+        while 'looking … ' not in terminal.getvalue() and time.monotonic() < end:
+            time.sleep(0.05)
+        waiting.show('thinking')
+        news.append('not any more')
+        while 'thinking … ' not in terminal.getvalue() and time.monotonic() < end:
+            time.sleep(0.05)
+    shown = terminal.getvalue()
+    words = ('tile 2', 'tile 3 of 13, about 8 s left', 'looking … ', 'thinking … ')
+    places = [shown.index(word) for word in words]
+    assert places == sorted(places)
+    assert 'not any more' not in shown
+
+
 def test_no_waiting_line_where_nobody_looks(monkeypatch):
     pipe = io.StringIO()
     monkeypatch.setattr('sys.stderr', pipe)

@@ -303,3 +303,5 @@ def test_diagnostics(robot, node, answer):
     assert float(values['last tokens_per_second']) > 0
     assert float(values['memory_mb']) > 10
     assert int(values['pictures received']) > 0
+    assert 'onnxruntime' in values['encoder runtime']
+    assert (values['tiles encoding'], values['encoding seconds left']) == ('0', '0.0')

@@ -1,0 +1,134 @@
+"""
+What somebody waits for who shows a new picture: encoder and decoder of true shape, together.
+
+``VLM`` with the runtime that it chooses by itself is compared with libmtmd and llama.cpp on the
+same files, one after the other, as a program has it that does no more than call both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from bench_encoders import BUILD, make, own_cache
+from hobot_vlm import VLM
+from hobot_vlm.encoders import EncoderOptions, open_encoder
+from hobot_vlm.encoders.runtimes import available
+from hobot_vlm.llama.context import Run
+from hobot_vlm.machine import usable_cores
+from hobot_vlm.values import ImageTiles
+from llama_cpp import llama_cpp as lib
+import numpy as np
+from report import BOUNDS, frame, Report
+
+ROUNDS = 5
+SHARE = 'first token about a new picture, share of libmtmd and llama.cpp in a row'
+CHANGED = 'a frame of which one of twelve tiles changed, share of a new one'
+
+BOUNDS |= {
+    f'auto: {SHARE}': (0.6, False),
+    f'openvino: {SHARE}': (0.5, False),
+    CHANGED: (0.2, False),
+}
+
+
+def bench_first_token(report: Report, decoder: Path) -> None:
+    """Time the first token about a new picture, and what is encoded of a changed one."""
+    encoder = make(BUILD, 'internvit-300m', 'q8_0')
+    section = f"First token, InternVL3-1B's shape, mmproj Q8_0, {usable_cores()} threads"
+    files = {'model_file_name': str(encoder), 'llm_model_name': str(decoder)}
+    devices = ['auto', *(name for name in ('openvino',) if not available()[name])]
+    with ExitStack() as stack:
+        stack.enter_context(own_cache())
+        models = {
+            name: stack.enter_context(VLM.load(**files, encoder_device=name)) for name in devices
+        }
+        print(f'\nauto chose {models["auto"].runtime}')
+        # on the thread that calls llama.cpp, as in a program of one thread: with more of them
+        # OpenMP's threads wait less eagerly
+        engine = models['auto'].engine
+        libmtmd = engine.call(lambda: open_encoder(encoder, EncoderOptions(device='libmtmd')))
+        stack.enter_context(libmtmd)
+        times: dict[str, list[float]] = {name: [] for name in ('libmtmd', 'llama.cpp', *devices)}
+        for number in range(ROUNDS + 1):  # the first one warms up
+            picture = frame(500 + number)[:448, :448]
+            for name, vlm in models.items():
+                reply = vlm.ask('Describe the picture.', picture, max_tiles=1, n_predict=1)
+                times[name].append(reply.timings.ttft_ms)
+            half = (0.5, 0.5, 0.5)
+            tiles = ImageTiles(np.ascontiguousarray(picture[None]), 0, 0, True, half, half)
+            times['libmtmd'].append(engine.call(partial(timed_once, libmtmd.encode, tiles)))
+            new = reply.prompt_tokens - reply.reused_tokens
+            times['llama.cpp'].append(prefill_alone(models['auto'], new))
+        times = {name: values[1:] for name, values in times.items()}
+        for name, values in times.items():
+            report.add(section, f'{name}, ms', median(values))
+        for name in devices:
+            shares = [
+                ours / (encode + prefill)
+                for ours, encode, prefill in zip(
+                    times[name], times['libmtmd'], times['llama.cpp'], strict=True
+                )
+            ]
+            report.add(section, f'{name}: {SHARE}', median(shares))
+        bench_changed(report, section, models[devices[-1]])
+
+
+def bench_changed(report: Report, section: str, vlm: VLM) -> None:
+    """
+    Show a picture of four by three tiles, and then one that differs within one of them.
+
+    The overview differs, too, so that two of thirteen are encoded. A camera's noise would change
+    all: frames are known again where their pixels are equal, as those of a screen or a video are.
+    """
+    before = frame(600)[:, :1440]
+    after = before.copy()
+    after[400:500, 500:600] = 255
+    whole, changed = (
+        vlm.ask('Describe the picture.', picture, max_tiles=12, n_predict=1)
+        for picture in (before, after)
+    )
+    tiles = whole.image_tokens // 256
+    report.add(section, f'{tiles} tiles, ms', whole.timings.encode_ms)
+    report.add(section, CHANGED, changed.timings.encode_ms / whole.timings.encode_ms)
+
+
+def bench_fewer_tokens(
+    report: Report, section: str, vlm: VLM, pictures: Sequence[np.ndarray]
+) -> None:
+    """Time the prefill of half the embeddings against that of all, in turn."""
+    shares = []
+    for picture in pictures:
+        whole, half = (
+            vlm.ask('Describe the picture.', picture, n_predict=1, keep_image_tokens=share)
+            for share in (1.0, 0.5)
+        )
+        shares.append(half.timings.prefill_ms / whole.timings.prefill_ms)
+    report.add(section, 'prefill with keep_image_tokens 0.5, share of all', median(shares))
+
+
+def prefill_alone(vlm: VLM, tokens: int) -> float:
+    """Time one llama_decode of so many tokens in the context of a model, in milliseconds."""
+    context = vlm.parts.context
+    ids = list(np.random.default_rng(tokens).integers(100, 10000, tokens))
+
+    def alone() -> float:
+        while vlm._cache.evict():
+            pass
+        lib.llama_memory_clear(context.memory, True)
+        took = timed_once(context.run, [Run(0, 0, ids, logits=True)])
+        lib.llama_memory_clear(context.memory, True)
+        return took
+
+    return vlm.engine.call(alone)
+
+
+def timed_once(work: Callable[..., object], *arguments: object) -> float:
+    """Give the time that something takes, in milliseconds."""
+    began = perf_counter()
+    work(*arguments)
+    return 1000 * (perf_counter() - began)

@@ -1,0 +1,116 @@
+"""How far the encoding of pictures is, tile by tile; and what encodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import logging
+import threading
+from time import monotonic, sleep
+
+from core import parts
+from folders import MODELS
+from hobot_vlm import Progress, VLM
+from hobot_vlm.cli.ask import encoding
+from pictures import picture
+import pytest
+
+FILES = {
+    'model_file_name': str(MODELS / 'internvl' / 'vision.onnx'),
+    'llm_model_name': str(MODELS / 'internvl' / 'decoder.gguf'),
+}
+#: four tiles and the overview
+OPTIONS = {'max_tiles': 4, 'n_predict': 2}
+
+
+def shown(seed):
+    return picture(90, 90, seed)
+
+
+@pytest.fixture
+def vlm():
+    with VLM.load(**FILES, llm_threads=1, encoder_threads=1) as opened:
+        yield opened
+
+
+@contextmanager
+def tile_by_tile(vlm) -> Iterator[threading.Semaphore]:
+    """Let the encoder run once for each release."""
+    encoder, encode, go = parts(vlm).encoder, parts(vlm).encoder.encode, threading.Semaphore(0)
+    encoder.encode = lambda tiles: (go.acquire(), encode(tiles))[1]
+    try:
+        yield go
+    finally:
+        go.release(100)
+        del encoder.encode
+
+
+def wait_for(what):
+    end = monotonic() + 20
+    while not what():
+        assert monotonic() < end
+        sleep(0.005)
+
+
+def test_tiles_are_counted_as_they_are_encoded(vlm):
+    with tile_by_tile(vlm) as go:
+        stream = vlm.stream('Why?', shown(1), **OPTIONS)
+        wait_for(lambda: stream.progress.total == 5)
+        assert stream.progress == Progress(0, 5, 0.0)  # nothing was timed yet
+        assert encoding(stream) == 'encoding tile 1 of 5'
+        sleep(0.2)
+        for done in range(1, 5):
+            go.release()
+            wait_for(lambda done=done: stream.progress.done == done)
+            assert stream.progress.total == 5
+        assert vlm.status().encoding == 1
+        go.release()
+        assert stream.wait().timings.encode_ms >= 200
+    assert (stream.progress.done, stream.progress.total) == (5, 5)
+    assert stream.progress.seconds_left == vlm.status().encoding_s == 0
+    assert encoding(stream) == ''
+
+
+def test_the_time_left_is_that_of_the_last_tile_for_each(vlm):
+    with tile_by_tile(vlm) as go:
+        stream = vlm.stream('Why?', shown(2), **OPTIONS)
+        wait_for(lambda: stream.progress.total == 5)
+        sleep(0.4)
+        go.release()
+        wait_for(lambda: stream.progress.done == 1)
+        first = stream.progress.seconds_left
+        assert first > 0
+        assert vlm.status().encoding_s > 0
+        sleep(0.1)
+        assert stream.progress.seconds_left < first
+        assert encoding(stream).startswith('encoding tile 2 of 5')
+    assert stream.wait().image_tokens
+
+
+def test_each_request_has_its_own(vlm):
+    vlm.ask('Why?', shown(3), **OPTIONS)
+    known = vlm.stream('What?', shown(3), **OPTIONS)
+    known.wait()
+    assert known.progress == Progress()
+    text = vlm.stream('What?', n_predict=2)
+    assert text.progress == Progress()
+    text.wait()
+    with tile_by_tile(vlm) as go:
+        one = vlm.stream('Why?', shown(4), **OPTIONS)
+        wait_for(lambda: one.progress.total == 5)
+        two = vlm.stream('Why?', shown(5), **{**OPTIONS, 'max_tiles': 1})
+        wait_for(lambda: two.progress.total == 1)
+        go.release()
+        wait_for(lambda: one.progress.done == 1)
+        assert two.progress.done == 0
+    one.wait()
+    two.wait()
+
+
+def test_the_runtime_has_a_name(vlm, caplog):
+    assert vlm.runtime == parts(vlm).encoder.runtime
+    assert 'onnxruntime' in vlm.runtime
+    with caplog.at_level(logging.INFO, 'hobot_vlm'), VLM.load(**FILES):
+        assert f'(on {vlm.runtime})' in caplog.text
+    with VLM.load(llm_model_name=FILES['llm_model_name']) as text:
+        assert text.runtime == ''

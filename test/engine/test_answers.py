@@ -344,7 +344,7 @@ def test_an_answer_follows_a_schema(demo, sample, tmp_path):
         ({'grammar': 'root ::= ('}, 'GBNF'),
         ({'grammar': 'top ::= "a"'}, 'root'),
         ({'grammar': 'root ::= root "a"'}, 'recursion'),
-        ({'json_schema': '{'}, 'no JSON'),
+        ({'json_schema': '{'}, 'nor JSON'),
         ({'json_schema': '{"type": "colour"}'}, 'cannot be followed'),
         ({'json_schema': '{}', 'grammar': 'root ::= "a"'}, 'both'),
     ],

@@ -149,6 +149,14 @@ class Context:
         self._one = np.ones(n, np.int32)
         self._seq_pointers = self._seqs.ctypes.data + 4 * np.arange(n, dtype=np.uint64)
         self._embeddings = np.empty((n, model.n_embd), np.float32)
+        self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
+        self._embedding_pointer = _pointer(self._embeddings, ctypes.c_float)
+        self._batch = lib.llama_batch(
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._one, ctypes.c_int32),
+            seq_id=_pointer(self._seq_pointers, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._logits, ctypes.c_int8),
+        )
         # 4. tokens as embeddings, for batches that hold both; known once ``mix`` was called
         self._table: EmbeddingTable | None = None
 
@@ -264,15 +272,10 @@ class Context:
                 assert self._table is not None
                 self._table.look_up(run.entries, self._embeddings[n:end])
             n = end
-        batch = lib.llama_batch(
-            n_tokens=n,
-            token=None if as_embeddings else _pointer(self._tokens, ctypes.c_int32),
-            embd=_pointer(self._embeddings, ctypes.c_float) if as_embeddings else None,
-            pos=_pointer(self._positions, ctypes.c_int32),
-            n_seq_id=_pointer(self._one, ctypes.c_int32),
-            seq_id=_pointer(self._seq_pointers, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._logits, ctypes.c_int8),
-        )
+        batch = self._batch
+        batch.n_tokens = n
+        batch.token = None if as_embeddings else self._token_pointer
+        batch.embd = self._embedding_pointer if as_embeddings else None
         status = lib.llama_decode(self.handle, batch)
         if status == 0:
             return Outcome.DONE

@@ -299,5 +299,5 @@ class Context:
         self._on_close.close()
 
 
-def _pointer(array: npt.NDArray[Any], kind: type[Any]) -> object:
+def _pointer(array: npt.NDArray[Any], kind: type[Any]) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

@@ -76,9 +76,9 @@ CHINESE = {
     'conversation': '各个提问是同一对话中的各轮；feed_type 为 2 时总是如此',
     'overflow': '上下文已满时：丢弃对话中最早的几轮，或拒绝提问',
     'state_file': '在两次运行之间保存对话的文件；空：不保存',
+    'serve': 'HTTP API 及其网页的端口；0 表示不开',
     'serve_host': 'serve 监听的地址',
     'stay_alive': 'feed_type 为 0 时，回答之后继续运行',
-    'serve': '提供 OpenAI 接口和网页的端口，使用节点的模型；0 表示不提供',
     'autostart': '启动时自动完成 configure 和 activate',
 }
 

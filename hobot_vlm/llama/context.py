@@ -47,10 +47,6 @@ FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}  # llama_flash_attn_type
 #: tokens per computed step while a prompt is read; llama.cpp's own default
 MAX_UBATCH = 512
 
-#: the types among them for which that holds, so that a token's logits do not depend on what is
-#: decoded beside it
-EXACT_CACHE_TYPES = tuple(name for name, types in CACHE_TYPES.items() if name != 'f16')
-
 #: share of the largest logit by which a token and its embedding may differ in their results
 SAME_LOGITS = 1e-3
 
@@ -126,7 +122,6 @@ class Context:
         settings.n_seq_max = MAX_SEQUENCES
         settings.kv_unified = True  # any sequence may use any cell
         settings.type_k, settings.type_v = CACHE_TYPES[cache_type]
-        self.exact = cache_type in EXACT_CACHE_TYPES
         settings.flash_attn_type = FLASH_ATTENTION[flash_attention]
         settings.n_threads = settings.n_threads_batch = threads or usable_cores()
         settings.no_perf = False
@@ -154,6 +149,14 @@ class Context:
         self._one = np.ones(n, np.int32)
         self._seq_pointers = self._seqs.ctypes.data + 4 * np.arange(n, dtype=np.uint64)
         self._embeddings = np.empty((n, model.n_embd), np.float32)
+        self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
+        self._embedding_pointer = _pointer(self._embeddings, ctypes.c_float)
+        self._batch = lib.llama_batch(
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._one, ctypes.c_int32),
+            seq_id=_pointer(self._seq_pointers, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._logits, ctypes.c_int8),
+        )
         # 4. tokens as embeddings, for batches that hold both; known once ``mix`` was called
         self._table: EmbeddingTable | None = None
 
@@ -269,15 +272,10 @@ class Context:
                 assert self._table is not None
                 self._table.look_up(run.entries, self._embeddings[n:end])
             n = end
-        batch = lib.llama_batch(
-            n_tokens=n,
-            token=None if as_embeddings else _pointer(self._tokens, ctypes.c_int32),
-            embd=_pointer(self._embeddings, ctypes.c_float) if as_embeddings else None,
-            pos=_pointer(self._positions, ctypes.c_int32),
-            n_seq_id=_pointer(self._one, ctypes.c_int32),
-            seq_id=_pointer(self._seq_pointers, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._logits, ctypes.c_int8),
-        )
+        batch = self._batch
+        batch.n_tokens = n
+        batch.token = None if as_embeddings else self._token_pointer
+        batch.embd = self._embedding_pointer if as_embeddings else None
         status = lib.llama_decode(self.handle, batch)
         if status == 0:
             return Outcome.DONE

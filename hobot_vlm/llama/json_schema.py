@@ -104,7 +104,9 @@ def _read(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=no_number)
     except (ValueError, RecursionError) as exc:
-        raise GrammarError(f'json_schema is no JSON: {exc}') from exc
+        raise GrammarError(
+            f'json_schema is neither a file that is here nor JSON: {text[:80]!r} ({exc})'
+        ) from exc
 
 
 def _check(root: dict[str, Any]) -> None:

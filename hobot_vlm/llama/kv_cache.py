@@ -18,10 +18,6 @@ from llama_cpp import llama_cpp as lib
 from .context import Context, Entries, MAX_SEQUENCES, Outcome, Run
 from ..errors import InferenceError
 
-#: slots whose cells are kept for whoever asks the same again, besides those of conversations. Each
-#: saves a picture's prefill, and costs every other answer a little attention to masked cells.
-IDLE_SLOTS = 4
-
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
     """Count the first ids that are the same."""
@@ -109,7 +105,7 @@ class KvCache:
     def __init__(self, context: Context):
         self.context = context
         self._slots = [Slot(seq) for seq in range(MAX_SEQUENCES)]  # least recently used first
-        self._bottom = _Bottom() if context.exact else None
+        self._bottom = _Bottom()
 
     # -- slots -------------------------------------------------------------------------------
 
@@ -121,8 +117,8 @@ class KvCache:
         :raises InferenceError: all slots are in use
         """
         slot = self.slot_of(conversation)
-        if self._bottom and slot is None and not any(other.in_use for other in self._slots):
-            slot = self._start_over(self._bottom, ids)
+        if slot is None and not any(other.in_use for other in self._slots):
+            slot = self._start_over(ids)
         if slot is None:
             slot = self._choose(ids)
             if slot.private:
@@ -144,41 +140,31 @@ class KvCache:
         return None
 
     def _choose(self, ids: Sequence[int]) -> Slot:
-        """
-        Choose a slot that belongs to no conversation.
-
-        Cells are freed only while nothing runs. llama.cpp would fill such holes with the next
-        cells of those that run, out of order, and the sums of attention would round differently.
-        """
+        """Choose a slot while others run: an empty one, or the one whose cells serve best."""
         idle = [slot for slot in self._slots if not slot.in_use]
         if not idle:
             raise InferenceError(f'all {MAX_SEQUENCES} slots of the KV cache are in use')
-        free = [slot for slot in idle if slot.ids and not slot.claimed]
-        empty = next((slot for slot in idle if not slot.ids and not slot.claimed), None)
-        if free and (empty is None or len(idle) == MAX_SEQUENCES):
-            best = max(free, key=lambda slot: common(slot.ids, ids))
-            if empty is None or 2 * common(best.ids, ids) >= len(best.ids):
-                return best  # most of it is used again
-            for slot in free[: len(free) - IDLE_SLOTS]:
-                self.rewind(slot, 0)
-        return empty or idle[0]
+        free = [slot for slot in idle if not slot.claimed]
+        empty = next((slot for slot in free if not slot.ids), None)
+        return empty or max(free or idle[:1], key=lambda slot: common(slot.ids, ids))
 
-    def _start_over(self, bottom: _Bottom, ids: Sequence[int]) -> Slot | None:
+    def _start_over(self, ids: Sequence[int]) -> Slot | None:
         """
         Keep only what is known of some ids in the lowest cells, and the slots of conversations.
 
-        Whoever begins while nothing runs then has its cells in order and without holes between
-        them, and its sums of attention are always added up alike.
+        Attention passes over all cells up to the last one in use, so those that nobody reads make
+        every token slower. And whoever begins while nothing runs has its cells in order, without
+        holes between them: its sums of attention are always added up alike.
         """
+        bottom = self._bottom
         length = common(bottom.ids, ids)
-        kept = None
-        for slot in self._slots:
-            if slot.ids and not slot.claimed:
-                if kept is None and not slot.private and common(slot.ids, ids) >= length > 0:
-                    kept = slot
-                self.rewind(slot, length if slot is kept else 0)
+        free = [slot for slot in self._slots if slot.ids and not slot.claimed]
+        holding = [s for s in free if not s.private and common(s.ids, ids) >= length > 0]
+        kept = holding[0] if holding else None
+        for slot in free:
+            self.rewind(slot, length if slot is kept else 0)
         kept = kept or next((slot for slot in self._slots if not slot.ids), None)
-        bottom.start(ids[:length], kept)
+        bottom.start(ids[:length] if holding else (), kept)
         return kept
 
     def share(self, slot: Slot, ids: Sequence[int]) -> None:
@@ -256,8 +242,7 @@ class KvCache:
             for run in runs:
                 if outcome is Outcome.DONE:
                     run.slot.ids += run.ids
-                    if self._bottom:
-                        self._bottom.note(run.slot, run.ids)
+                    self._bottom.note(run.slot, run.ids)
                 else:
                     self.rewind(run.slot, len(run.slot.ids))
         return outcome

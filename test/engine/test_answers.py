@@ -9,7 +9,6 @@ import time
 
 from core import batches, embed, empty, parts, sizes, slots
 from hobot_vlm import ConfigError, GrammarError, PictureError, PromptTooLong, VLM, VlmError
-from hobot_vlm.llama.kv_cache import IDLE_SLOTS
 import numpy as np
 import pytest
 
@@ -86,7 +85,7 @@ def test_the_same_prompt_after_another_picture(fresh, sample):
     reply = fresh.ask(QUESTION, sample)
     assert reply.text == expected
     assert reply.timings.encode_ms == 0  # the embedding was kept
-    assert reply.reused_tokens == reply.prompt_tokens - 1  # and so were its cells
+    assert reply.reused_tokens < reply.image_tokens  # the cells were not
 
 
 def test_a_system_prompt_is_part_of_the_prompt(demo, sample):
@@ -345,7 +344,7 @@ def test_an_answer_follows_a_schema(demo, sample, tmp_path):
         ({'grammar': 'root ::= ('}, 'GBNF'),
         ({'grammar': 'top ::= "a"'}, 'root'),
         ({'grammar': 'root ::= root "a"'}, 'recursion'),
-        ({'json_schema': '{'}, 'no JSON'),
+        ({'json_schema': '{'}, 'nor JSON'),
         ({'json_schema': '{"type": "colour"}'}, 'cannot be followed'),
         ({'json_schema': '{}', 'grammar': 'root ::= "a"'}, 'both'),
     ],
@@ -433,7 +432,7 @@ def test_conversations_keep_their_cells_side_by_side(fresh, sample):
 def test_conversations_that_are_gone_free_their_cells(fresh, sample):
     for _ in range(100):
         fresh.conversation().ask(QUESTION, sample, n_predict=2)
-    assert sum(bool(slot.ids) for slot in slots(fresh)) <= IDLE_SLOTS + 1
+    assert sum(bool(slot.ids) for slot in slots(fresh)) <= 2
 
 
 def test_the_next_picture_is_encoded_while_an_answer_is_made(fresh, monkeypatch):

@@ -311,7 +311,8 @@ def test_side_by_side_to_the_last_bit(cache_type, monkeypatch):
         ) as vlm:
             watch = Watch('demo', None, monkeypatch)
             replies = vlm.ask_many(questions, parallel=parallel)
-            assert sum(len(slot.ids) > 0 for slot in slots(vlm)) >= min(parallel, 4)
+            if parallel > 1:
+                assert sum(len(slot.ids) > 0 for slot in slots(vlm)) >= parallel
         assert len(replies) == len(questions)
         seen[parallel] = {
             tuple(watch.samplers[sampler].prompt.ids): (

@@ -1,7 +1,7 @@
 """
 A camera at 30 Hz and a prompt every 2 seconds, for as long as one has patience.
 
-By default two minutes; by hand: HOBOT_VLM_SECONDS=1800 pytest test/ros/test_long_run.py -s
+By default 75 seconds; by hand: HOBOT_VLM_SECONDS=1800 pytest test/ros/test_long_run.py -s
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from .conftest import ACTORS
 
-SECONDS = float(os.environ.get('HOBOT_VLM_SECONDS', '120'))
+SECONDS = float(os.environ.get('HOBOT_VLM_SECONDS', '75'))
 PERIOD = 2.0
 RATE = 30.0
 SETTLING = 30  # prompts before memory is watched: the heap finds its size in a minute

@@ -41,8 +41,11 @@ def slow_down(vlm: VLM, seconds: float) -> Callable[[], None]:
         sleep(max(end - perf_counter(), 0))
         return data
 
-    encoder.encode = later
-    return lambda: delattr(encoder, 'encode')
+    def undo() -> None:
+        del encoder.encode, encoder.elsewhere
+
+    encoder.encode, encoder.elsewhere = later, True
+    return undo
 
 
 def bench_scheduler(report: Report, section: str, vlm: VLM) -> None:

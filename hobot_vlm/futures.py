@@ -14,6 +14,8 @@ from typing import Any
 
 def when_all(futures: Sequence[Future[Any]], then: Callable[[], None]) -> None:
     """Call something once all futures are done, however they ended."""
+    if not futures:
+        return then()
     left, call = len(futures), [then]
     lock = threading.Lock()
 

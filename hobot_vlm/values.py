@@ -138,7 +138,7 @@ class Timings:
     :param encode_ms: tiles -> embeddings; 0 where they were known
     :param prefill_ms: decoding what was new in the prompt
     :param ttft_ms: from the question to the first token. Text is prefilled while pictures are
-        encoded, so this may be less than the sum of the above
+        encoded elsewhere than on the CPU, so this may be less than the sum of the above
     :param decode_ms: from the first token to the last
     :param tokens_per_second: of the decode phase
     """

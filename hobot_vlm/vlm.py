@@ -276,8 +276,9 @@ class VLM:
         Have a request answered; returns at once.
 
         1. The pictures are read, cut and queued for the encoder.
-        2. Once they are cut, and the turn before is over, the prompt is made.
-        3. The scheduler runs it; text before a picture is prefilled while that is encoded.
+        2. Once they are cut, and the turn before is over, the prompt is made; where the encoder
+           runs on this CPU, once they are encoded.
+        3. The scheduler runs it; what stands before a tile is prefilled while that is encoded.
 
         :param job: its pictures, where they are on their way already
         :raises ConfigError: an option that cannot be

@@ -40,13 +40,15 @@ class VisionEncoder(ABC):
 
     ``tile_size`` is the width and height of a tile in pixels; ``tokens`` the number of embeddings
     per tile, or 0 where only running the model tells; ``n_embd`` their width; ``usual_tiles`` how
-    many tiles to cut unless the user says otherwise, 0 for as many as the family's makers do.
+    many tiles to cut unless the user says otherwise, 0 for as many as the family's makers do;
+    ``elsewhere`` whether it leaves this CPU to others, who may work meanwhile.
     """
 
     tile_size: int
     tokens: int
     n_embd: int
     usual_tiles: int = 0
+    elsewhere: bool = False
     runtime: str
 
     @abstractmethod

@@ -63,6 +63,7 @@ class BpuEncoder(VisionEncoder):
     usual_tiles = 1  # each one takes the BPU of an X5 one to three seconds
 
     runtime = 'BPU'
+    elsewhere = True
 
     def __init__(self, path: str | Path, options: EncoderOptions) -> None:
         self.path = Path(path)

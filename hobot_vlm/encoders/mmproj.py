@@ -23,7 +23,7 @@ from . import EncoderOptions, VisionEncoder
 from .mmproj_file import IDEFICS3, INTERNVL, MmprojFile
 from .pixels import check_embeddings, check_tiles
 from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
-from ..llama.backend import last_errors, on_log, start_backend
+from ..llama.backend import last_errors, offloads, on_log, start_backend
 from ..machine import usable_cores
 from ..values import ImageTiles
 
@@ -98,6 +98,7 @@ class MmprojEncoder(VisionEncoder):
                 grey = np.full((1, self.tile_size, self.tile_size, 3), 128, np.uint8)
                 self._encode_strip(grey, np.empty((1, self.tokens, self.n_embd), np.float32))
                 self._positions.learn()
+            self.elsewhere = offloads()  # then to the GPU, as libmtmd does by itself
             self._on_close = stack.pop_all()
 
     def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:

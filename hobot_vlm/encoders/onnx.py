@@ -73,10 +73,11 @@ class OnnxEncoder(VisionEncoder):
 
     :param path: the file that the graph is in, or was made from
     :param session: the loaded graph: of ONNX Runtime, or with its face
+    :param elsewhere: it does not run on this CPU
     """
 
-    def __init__(self, path: Path, session: Any, runtime: str) -> None:
-        self.path, self.runtime = path, runtime
+    def __init__(self, path: Path, session: Any, runtime: str, elsewhere: bool = False) -> None:
+        self.path, self.runtime, self.elsewhere = path, runtime, elsewhere
         self._session = session
         self._seconds = RUN_SECONDS + RUN_SECONDS_PER_BYTE * weight_bytes(path)
         self._running: Any = None

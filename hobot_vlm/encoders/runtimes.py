@@ -35,6 +35,8 @@ CURES = {
     'bpu': 'use an RDK board; there, pip install hbm_runtime',
 }
 BPU_FILES = ('.bin', '.hbm')
+#: execution providers that compute on this CPU, or do so where nobody tells them otherwise
+ON_CPU = ('cpu', 'xnnpack', 'openvino', 'dnnl', 'acl', 'armnn', 'azure')
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _onnx_runtime(
 
     def load() -> VisionEncoder:
         session = onnx_session.open_session(path, make(), provider, options.threads, cure)
-        return OnnxEncoder(path, session, runtime)
+        return OnnxEncoder(path, session, runtime, provider not in ON_CPU)
 
     return Candidate(device, runtime, _version('onnxruntime'), load)
 

@@ -25,6 +25,7 @@ from ..encoders import VisionEncoder
 from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
 from ..families import Family
+from ..futures import when_all
 from ..image.load import load_rgb
 from ..image.video import is_video, read_frames
 from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Progress, Tile, Video
@@ -164,12 +165,33 @@ class ImageEncoder:
                 rgb = load_rgb(source, cancelled=partial(self._unwanted, job))
                 images.append(self._prepare(rgb, job, config, priority))
             job.preprocess = perf_counter() - began
-            for tile in (tile for image in images for tile in image.tiles):
-                if not tile.tokens:  # only the encoder tells how many
-                    tile.encoded.result()
-            job.images.set_result(images)
+            self._give(job, images)
         except BaseException as exc:
             job.images.set_exception(exc)
+
+    def _give(self, job: ImageJob, images: list[ImageEmbedding]) -> None:
+        """
+        Let a prompt be made of pictures: once they are cut, or once they are encoded.
+
+        The latter where only the encoder tells how many tokens a tile has; and where it runs on
+        this CPU. There a prefill at the same time has as many threads as there are cores, too,
+        and both wait for each other at every step: six times on two busy cores, together they
+        took 1.2 to 3.9 times as long as each alone.
+        """
+        assert self._encoder is not None
+        elsewhere = self._encoder.elsewhere
+        tiles = [tile for image in images for tile in image.tiles]
+        waits = [tile.encoded for tile in tiles if not (tile.tokens and elsewhere)]
+
+        def give() -> None:
+            try:
+                for future in waits:
+                    future.result()
+                job.images.set_result(images)
+            except BaseException as exc:
+                job.images.set_exception(exc)
+
+        when_all(waits, give)
 
     def _unwanted(self, job: ImageJob) -> bool:
         return job.abandoned or self._closed

@@ -367,15 +367,54 @@ def test_text_before_a_picture_is_prefilled_while_it_is_encoded(vlm):
             prefilled.set()
         return outcome
 
+    encoder.elsewhere = True
     encoder.encode, context.run = waiting, noting
     try:
         system = long_prompt(vlm, 100, 2)
         reply = vlm.ask('Why?', picture(50, 50, 4321), system_prompt=system)
     finally:
+        encoder.elsewhere = False
         del encoder.encode, context.run
     assert reply.image_tokens and reply.finish_reason in ('stop', 'length')
     empty(vlm)
     assert vlm.ask('Why?', picture(50, 50, 4321), system_prompt=system).text == reply.text
+
+
+def test_nothing_is_prefilled_while_the_same_cpu_encodes(vlm):
+    empty(vlm)
+    encoder, encode = parts(vlm).encoder, parts(vlm).encoder.encode
+    assert not encoder.elsewhere
+    steps = []
+    with batches(vlm) as seen:
+
+        def noting(tiles):
+            steps.append(len(seen))
+            return encode(tiles)
+
+        encoder.encode = noting
+        try:
+            reply = vlm.ask('Why?', picture(200, 150, 56), max_tiles=4)
+        finally:
+            del encoder.encode
+    assert len(steps) > 3 and not any(steps)
+    assert reply.image_tokens and seen
+
+
+def test_a_picture_that_cannot_be_encoded_ends_its_request_alone(vlm):
+    encoder = parts(vlm).encoder
+
+    def failing(tiles):
+        raise InferenceError('out of order')
+
+    encoder.encode = failing
+    try:
+        stream = vlm.stream('Why?', picture(40, 40, 57), max_tiles=1)
+        assert vlm.ask('Why?').completion_tokens
+        with pytest.raises(InferenceError, match='out of order'):
+            stream.wait()
+    finally:
+        del encoder.encode
+    assert vlm.ask('Why?', picture(40, 40, 57), max_tiles=1).image_tokens
 
 
 def test_each_tile_is_prefilled_while_the_next_is_encoded(vlm):
@@ -395,10 +434,11 @@ def test_each_tile_is_prefilled_while_the_next_is_encoded(vlm):
             encoded.append(tiles)
             return encode(tiles)
 
-        encoder.encode = counting
+        encoder.encode, encoder.elsewhere = counting, True
         try:
             reply = vlm.ask('Why?', shown.copy() ^ 1, max_tiles=4)
         finally:
+            encoder.elsewhere = False
             del encoder.encode
     assert len(encoded) == len(image.tiles) > 3
     assert reply.image_tokens == image.tokens and expected

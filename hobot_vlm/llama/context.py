@@ -274,8 +274,10 @@ class Context:
             n = end
         batch = self._batch
         batch.n_tokens = n
-        batch.token = None if as_embeddings else self._token_pointer
-        batch.embd = self._embedding_pointer if as_embeddings else None
+        pointers: tuple[Any, Any] = (self._token_pointer, None)
+        if as_embeddings:
+            pointers = (None, self._embedding_pointer)
+        batch.token, batch.embd = pointers
         status = lib.llama_decode(self.handle, batch)
         if status == 0:
             return Outcome.DONE

@@ -106,6 +106,8 @@ def test_cancel_and_reset(robot, start):
     assert first['completion_tokens'] > 0
     robot.wait('the result so far', lambda: robot.heard['/hobot_vlm/result'] == [first['text']])
     # the next prompt has its turn, and remembers the first
+    spoken = len(robot.heard['/tts_text'])
+    robot.wait('the second answer to begin', lambda: len(robot.heard['/tts_text']) > spoken)
     robot.wait('the second answer', lambda: robot.call('cancel').success)
     robot.wait('its reply', lambda: len(robot.replies()) == 2)
     second = robot.replies()[1]
@@ -114,7 +116,9 @@ def test_cancel_and_reset(robot, start):
     # and after a reset nothing is remembered
     assert not robot.call('cancel').success
     assert robot.call('reset').success
+    spoken = len(robot.heard['/tts_text'])
     robot.say('Hello')
+    robot.wait('the third answer to begin', lambda: len(robot.heard['/tts_text']) > spoken)
     robot.wait('the third answer', lambda: robot.call('cancel').success)
     robot.wait('its reply', lambda: len(robot.replies()) == 3)
     assert robot.replies()[2]['prompt_tokens'] == first['prompt_tokens']

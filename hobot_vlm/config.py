@@ -8,47 +8,19 @@ and the table in the README are made from these fields. Nothing here opens a fil
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, Field, field, fields, MISSING
-import difflib
-import json
-import math
-from numbers import Integral
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 import os
 from pathlib import Path
-import reprlib
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .option import checked, option, unknown_option
 from .parameter_file import read_parameter_file
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
 
 C = TypeVar('C', bound='Config')
-
-quote = reprlib.Repr()  # a message is not to carry all that somebody gave
-quote.maxlevel, quote.maxstring = 2, 100
-
-
-def option(
-    default: Any,
-    doc: str,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[Any, ...] = (),
-    live: bool = False,
-) -> Any:
-    """
-    Declare an option.
-
-    :param low: smallest value; with ``high`` also the range of the ROS descriptor
-    :param choices: the only values allowed
-    :param live: whether the node may change it while it runs
-    """
-    return field(
-        default=default,
-        metadata={'doc': doc, 'low': low, 'high': high, 'choices': choices, 'live': live},
-    )
 
 
 @dataclass(frozen=True)
@@ -317,79 +289,3 @@ class NodeConfig(Config):
     def in_turns(self) -> bool:
         """Whether prompts are turns of one conversation."""
         return self.conversation or self.feed_type == FEED_TEXT
-
-
-def unknown_option(name: Any, known: Collection[str]) -> ConfigError:
-    """Make the error for an option that does not exist, with the one that was meant."""
-    near = difflib.get_close_matches(str(name), known, 1)
-    hint = f'; did you mean {near[0]}?' if near else ''
-    return ConfigError(f'there is no option {str(name)[:80]!r}{hint}', str(name))
-
-
-def checked(item: Field[Any], value: Any) -> Any:
-    """
-    Give the value in the option's type.
-
-    :raises ConfigError: it has another type or is out of range
-    """
-    kind: type[Any] = type(default_of(item))
-    name, meta = item.name, item.metadata
-    if name == 'json_schema' and not isinstance(value, (str, Path)):
-        value = _schema_text(value)
-    if kind is bool:
-        if isinstance(value, str) and value.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
-            value = value.lower() in ('true', '1', 'yes')
-        if isinstance(value, Integral) and value in (0, 1):
-            value = bool(value)
-    elif kind in (int, float) and isinstance(value, str):
-        try:
-            value = kind(value)
-        except ValueError:
-            pass
-    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            value = float(value)
-        except OverflowError:
-            pass
-    elif kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    elif kind is str and isinstance(value, Path):
-        value = str(value)
-    if type(value) is not kind:
-        raise ConfigError(f'{name} is {quote.repr(value)}: expected {_kind_words(kind)}', name)
-    if kind is str and '\0' in value:
-        raise ConfigError(f'{name} holds a zero byte: expected text', name)
-    if kind is float and not math.isfinite(value):
-        raise ConfigError(f'{name} is {value}: expected a finite number', name)
-    if meta['choices'] and value not in meta['choices']:
-        allowed = ', '.join(repr(c) for c in meta['choices'])
-        raise ConfigError(f'{name} is {quote.repr(value)}: expected one of {allowed}', name)
-    low, high = meta['low'], meta['high']
-    if low is not None and not low <= value <= high:
-        raise ConfigError(f'{name} is {quote.repr(value)}: expected {low} to {high}', name)
-    return value
-
-
-def _schema_text(value: Any) -> Any:
-    """Give a JSON schema as text: that of a pydantic model, or one of dicts; else as it is."""
-    schema_of = getattr(value, 'model_json_schema', None)
-    try:
-        if isinstance(value, type) and schema_of is not None:
-            value = schema_of()
-        return json.dumps(value) if isinstance(value, (Mapping, bool)) else value
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise ConfigError(
-            f'json_schema is no JSON schema ({str(exc)[:200]}): expected text, a dict of JSON '
-            'values, or a pydantic model class',
-            'json_schema',
-        ) from exc
-
-
-def _kind_words(kind: type) -> str:
-    return {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}[kind]
-
-
-def default_of(item: Field[Any]) -> Any:
-    """Give the default of an option."""
-    assert item.default is not MISSING
-    return item.default

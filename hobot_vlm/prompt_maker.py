@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from . import loader
-from .config import Config, PER_REQUEST, unknown_option
+from .config import Config, PER_REQUEST
 from .engine.request import Request
 from .errors import ConfigError, PictureError
 from .families import boxes
 from .llama.kv_cache import common
+from .option import unknown_option
 from .prompt import history
 from .prompt.history import Turn
 from .prompt.template import ends_in_thought

@@ -20,12 +20,22 @@ LAYERS = {
     **dict.fromkeys(('loader', 'engine', 'prompt_maker', 'catalogue', 'hub', 'transfer'), 2),
     **dict.fromkeys(('prompt', 'families', 'encoders', 'llama', 'image', 'demo'), 1),
     **dict.fromkeys(
-        ('values', 'errors', 'config', 'futures', 'machine', 'net', 'parameter_file', '__init__'),
+        (
+            'values',
+            'errors',
+            'config',
+            'option',
+            'futures',
+            'machine',
+            'net',
+            'parameter_file',
+            '__init__',
+        ),
         0,
     ),
 }
 #: what front ends may import, besides themselves
-DOORS = {'vlm', 'config', 'option_types', 'errors', 'values', 'machine', '__init__'}
+DOORS = {'vlm', 'config', 'option', 'option_types', 'errors', 'values', 'machine', '__init__'}
 FRONT_ENDS = {name for name, layer in LAYERS.items() if layer == 4}
 #: within the engine, from what runs a model to what is asked
 ENGINE = ('engine', 'scheduler', 'room', 'sequence', 'stream', 'request', 'detokenizer')

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from hobot_vlm.config import Config, default_of, PER_REQUEST
+from hobot_vlm.config import Config, PER_REQUEST
 from hobot_vlm.engine.request import Request
+from hobot_vlm.option import default_of
 
 PLACE = Path(__file__).parents[1] / 'hobot_vlm' / 'option_types.py'
 #: options that take more than the type of their default; ``config.checked`` brings it to that

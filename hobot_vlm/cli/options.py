@@ -10,8 +10,9 @@ import argparse
 from dataclasses import Field, fields
 from typing import Any
 
-from ..config import Config, default_of
+from ..config import Config
 from ..errors import ConfigError
+from ..option import default_of
 
 #: heading -> options below it; what is in none of them comes last
 GROUPS = {

@@ -33,8 +33,9 @@ from launch_ros.actions import Node, PushRosNamespace, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
 
 from . import topics
-from ..config import checked, NodeConfig
+from ..config import NodeConfig
 from ..errors import BackendMissing, ConfigError
+from ..option import checked
 
 SAMPLE = Path(__file__).parent.parent / 'demo' / 'sample.png'
 

@@ -28,8 +28,9 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from .arguments import same
 from .topics import in_namespace
-from ..config import checked, default_of, NodeConfig
+from ..config import NodeConfig
 from ..errors import ConfigError
+from ..option import checked, default_of
 
 FIELDS = {item.name: item for item in fields(NodeConfig)}
 LIVE = tuple(name for name, item in FIELDS.items() if item.metadata['live'])

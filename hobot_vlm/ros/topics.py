@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
-from ..config import default_of, NodeConfig
+from ..config import NodeConfig
+from ..option import default_of
 
 
 @dataclass(frozen=True)

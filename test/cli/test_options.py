@@ -7,7 +7,8 @@ import re
 
 from hobot_vlm.cli.main import parse
 from hobot_vlm.cli.options import config_of, GROUPS
-from hobot_vlm.config import Config, default_of
+from hobot_vlm.config import Config
+from hobot_vlm.option import default_of
 import pytest
 from shell import complaint
 

@@ -74,7 +74,7 @@ def test_the_node_is_killed(robot, start, tmp_path):
         'llm_model_name': PLAIN,
         'state_file': tmp_path / 'talk.state',
         'n_predict': 40,
-        'n_ctx': 2048,
+        'n_ctx': 16384,  # several reports of its state
     }
     node = start(**options)
     robot.clear()
@@ -90,7 +90,7 @@ def test_the_node_is_killed(robot, start, tmp_path):
     last = robot.ask('And now?')
     assert [reply['prompt'] for reply in robot.replies()] == ['one', 'two', 'And now?']
     # as if nothing had happened
-    with VLM.load(llm_model_name=PLAIN, n_predict=40, n_ctx=2048, llm_threads=1) as vlm:
+    with VLM.load(llm_model_name=PLAIN, n_predict=40, n_ctx=16384, llm_threads=1) as vlm:
         chat = vlm.conversation()
         for turn in ('one', 'two'):
             chat.ask(turn)

@@ -263,6 +263,19 @@ class NodeConfig(Config):
         choices=('report', 'refuse'),
         live=True,
     )
+    watch: tuple[str, ...] = option(
+        (), 'standing questions about the pictures, each as "name: question"', live=True
+    )
+    watch_rate: float = option(
+        1.0, 'most times a second that the standing questions are asked', 0.01, 100.0, live=True
+    )
+    watch_hold: float = option(
+        1.0,
+        'seconds that an answer to one must hold before it is published',
+        0.0,
+        3600.0,
+        live=True,
+    )
     parser_mode: int = option(
         0,
         '0: text, 1: each prompt names a thing to find, and its boxes are published',

@@ -72,6 +72,9 @@ CHINESE = {
     'skip_similar': 'trigger 为 image 时跳过与上次回答过的相似的图片',
     'max_image_age': '图片超过多少秒就算太旧；0 表示不限',
     'old_images': '图片比 max_image_age 更旧时：回答并警告，或拒绝回答',
+    'watch': '关于画面的持续提问，每条写作 "名称: 问题"',
+    'watch_rate': '持续提问每秒最多问几次',
+    'watch_hold': '持续提问的答案要保持多少秒才发布',
     'parser_mode': '0 文本，1 每个提示词是要找的东西，并发布其检测框',
     'conversation': '各个提问是同一对话中的各轮；feed_type 为 2 时总是如此',
     'overflow': '上下文已满时：丢弃对话中最早的几轮，或拒绝提问',
@@ -95,6 +98,8 @@ CHINESE_TOPICS = {
     topics.CHUNK: '输出；[JSON](docs/requests.md)：对 request 的回答，逐段发布',
     topics.TARGETS: '输出；装有该包时发布，回答在 `targets[0].type` 里，各阶段耗时在 `perfs` 里',
     topics.DETECTIONS: '输出；设 `parser_mode:=1` 且装有该包时发布，找到的每个物体一个框',
+    topics.WATCH: '输出，保留最后一条；[持续提问](docs/watch.md)的答案，变化时发布',
+    topics.WATCH_EVENTS: '输出；[JSON](docs/watch.md)：每次变化及其概率、时间戳和 `frame_id`',
     topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
     topics.CANCEL: '服务；停止正在生成的回答',
     topics.RESET: '服务；忘掉之前的对话（`conversation:=true` 或 `feed_type:=2`）',
@@ -103,7 +108,7 @@ CHINESE_TOPICS = {
 
 def shown(value: Any) -> str:
     """Write a value as a command line takes it."""
-    if value == '':
+    if value in ('', ()):
         return ''
     return f'`{str(value).lower() if isinstance(value, bool) else value}`'
 
@@ -117,6 +122,8 @@ def values_of(item: Field[Any], chinese: bool) -> str:
         return f'{meta["low"]:g} … {meta["high"]:.10g}'
     if isinstance(item.default, bool):
         return '`true`, `false`'
+    if isinstance(item.default, tuple):
+        return '文本列表' if chinese else 'texts'
     return '文本' if chinese else 'text'
 
 

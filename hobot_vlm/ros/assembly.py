@@ -29,9 +29,10 @@ from .frames import FrameReader
 from .inbox import Inbox, Prompt, Reset
 from .outcome import Outcome
 from .prompt_worker import PromptWorker
-from .publishers import Publishers
+from .publishers import Publishers, WatchPublishers
 from .requests import Requests
 from .serving import check_serving, Serving
+from .watch import Watch
 from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..errors import ModelMismatch, PictureError
 from ..values import Pixels, Reply
@@ -98,6 +99,7 @@ class Assembly:
         with ExitStack() as undo:
             # 2. outputs; subscribers find them while the model loads
             self._publishers = Publishers(node, config)
+            self._watch_publishers = WatchPublishers(node)
             undo.callback(self._leave_graph)
             self._serve(topics.CANCEL.name, self._on_cancel)
             self._serve(topics.RESET.name, self._on_reset)
@@ -121,6 +123,9 @@ class Assembly:
                 picture=self._picture,
             )
             undo.callback(self.requests.close)
+            self._watch = Watch(
+                self.vlm, self.inbox, self._reader, self._watch_publishers, settings=self._settings
+            )
             if config.feed_type != FEED_LOCAL or config.stay_alive:
                 self._subscribe(config.ros_string_sub_topic_name, self._on_prompt)
                 self._subscribe(topics.REQUEST.name, self._on_request)
@@ -187,6 +192,8 @@ class Assembly:
             )
         self._worker.start()
         self.requests.start()
+        if self._config.feed_type == FEED_TOPICS:
+            self._watch.start()
         if self._config.serve:
             self._serving = Serving(
                 self.vlm, self._config, self.inbox, self._reader, self._picture
@@ -225,7 +232,8 @@ class Assembly:
         serving, self._serving = self._serving, None
         ended = serving is None or serving.close(seconds)
         ended = self.requests.stop(seconds) and ended
-        return self._worker.stop(seconds) and ended
+        ended = self._worker.stop(seconds) and ended
+        return self._watch.stop(seconds) and ended  # last: it waits for its turn
 
     def close(self) -> None:
         """Free everything; what waits is refused."""
@@ -250,6 +258,7 @@ class Assembly:
         for service in self._services:
             self._node.destroy_service(service)
         self._publishers.close()
+        self._watch_publishers.close_all()
 
     # -- what comes in -----------------------------------------------------------------------
 
@@ -355,7 +364,7 @@ class Assembly:
         cameras = self._cameras
         if cameras is not None:
             said += cameras.troubles(self._settings().max_image_age)
-        return said
+        return [*said, *self._watch.troubles()]
 
     def values(self) -> dict[str, object]:
         """Give counts, by name."""
@@ -368,4 +377,5 @@ class Assembly:
             'requests open': len(self.requests),
             'pictures received': self.inbox.received,
             'pictures dropped': self.inbox.dropped,
+            **self._watch.values(),
         }

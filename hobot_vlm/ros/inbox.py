@@ -94,6 +94,7 @@ class Inbox:
         self.missing: tuple[int, ...] = ()
         self._frames: list[Frame | None] = [None] * cameras
         self._used: Frames = ()
+        self._watched: Frames = ()  # of ``next_frames``
         self._first: Future[None] = Future()  # done once each camera has a picture
         self._waiting: deque[Prompt | Reset] = deque()
         self._bytes = 0
@@ -137,7 +138,8 @@ class Inbox:
         with self._changed:
             before = self._frames[camera]
             self.received += 1
-            self.dropped += before is not None and before not in self._used
+            read = (None, *self._used, *self._watched)
+            self.dropped += before not in read
             self._frames[camera] = frame
             if self.newest() and not self._first.done():
                 self._first.set_result(None)
@@ -205,6 +207,28 @@ class Inbox:
                         return frames
                 self._changed.wait(wait if 0 < wait < math.inf else None)
             return None
+
+    def next_frames(self, last: Frames, due: float, seconds: float) -> Frames:
+        """
+        Wait for the newest picture of each camera, for those who look now and then.
+
+        :param last: pictures that are not wanted again
+        :param due: when others are wanted, as perf_counter has it
+        :param seconds: to wait at most
+        :return: empty where there is nothing new in time, or the inbox is closed
+        """
+        end = perf_counter() + seconds
+        with self._changed:
+            while not self._closed:
+                now = perf_counter()
+                frames = self.newest() if now >= due else ()
+                if frames and frames != last:
+                    self._watched = frames
+                    return frames
+                if now >= end:
+                    break
+                self._changed.wait((min(due, end) if due > now else end) - now)
+            return ()
 
     def begin(self, prompt: Prompt) -> bool:
         """Make a prompt that did not wait the running one; False once the inbox is closed."""

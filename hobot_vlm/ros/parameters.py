@@ -27,6 +27,7 @@ from rclpy.parameter import Parameter
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from .arguments import same
+from .standing import read_questions
 from .topics import in_namespace
 from ..config import NodeConfig
 from ..errors import ConfigError
@@ -53,6 +54,8 @@ def descriptor(item: Field[Any]) -> ParameterDescriptor:
     described = ParameterDescriptor(
         name=item.name, description=meta['doc'], read_only=not meta['live']
     )
+    # to rclpy, an empty list is one of bytes, and may never hold texts
+    described.dynamic_typing = isinstance(item.default, tuple)
     if meta['choices']:
         described.additional_constraints = 'one of ' + ', '.join(map(repr, meta['choices']))
     if meta['low'] is not None:
@@ -189,6 +192,12 @@ def valid(config: NodeConfig) -> NodeConfig:
             f'trigger is image and feed_type is {config.feed_type}: only feed_type '
             '1 subscribes to pictures',
             'trigger',
+        )
+    if read_questions(config.watch) and config.feed_type != 1:
+        raise ConfigError(
+            f'watch asks about pictures and feed_type is {config.feed_type}: only feed_type 1 '
+            'subscribes to them',
+            'watch',
         )
     if config.parser_mode and config.keep_image_tokens < 1:
         raise ConfigError(

@@ -16,8 +16,6 @@ from time import perf_counter
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from .diagnostics import Statistics
 from .frames import FrameReader, Pictures
@@ -25,6 +23,7 @@ from .inbox import Frames, Inbox, Prompt, Reset, Work
 from .outcome import Outcome
 from .publishers import Publishers
 from .sentences import SentenceSplitter
+from .similar import similar, Thumbnails, thumbnails
 from ..config import FEED_TEXT, FEED_TOPICS, LIVE, NodeConfig
 from ..errors import VlmError
 from ..values import Pixels, Reply
@@ -36,13 +35,6 @@ log = logging.getLogger('hobot_vlm.node')
 
 #: the wake word on which ``pre_infer`` 1 begins to encode
 WAKE_WORD = '你好'
-
-#: side of the thumbnails that tell similar pictures, and the mean difference, of 255, up to
-#: which they look the same
-THUMBNAIL = 16
-SIMILAR = 3.0
-#: by number: the Pillow of Ubuntu 22.04 has no Image.Resampling
-BOX = 4
 
 
 class PromptWorker:
@@ -83,7 +75,7 @@ class PromptWorker:
         self._in_chat: list[Pixels] = []
         self._prepared: Pictures | None = None
         self._preparing: Stream | None = None
-        self._last_thumbnails: npt.NDArray[np.float32] | None = None
+        self._last_thumbnails: Thumbnails | None = None
         self._last_trigger = -math.inf
         self._thread: threading.Thread | None = None
 
@@ -203,11 +195,10 @@ class PromptWorker:
             self._reader.read(frames, pictures)
         except VlmError:
             return False
-        thumbnails = np.stack([thumbnail(rgb) for rgb in pictures.rgb])
-        before = self._last_thumbnails
-        if before is not None and float(np.abs(thumbnails - before).mean()) <= SIMILAR:
-            return True  # ``before`` stays: many small steps add up to a change
-        self._last_thumbnails = thumbnails
+        seen = thumbnails(pictures.rgb)
+        if similar(seen, self._last_thumbnails):
+            return True  # the last ones stay: many small steps add up to a change
+        self._last_thumbnails = seen
         return False
 
     def _prepare(self, frames: Frames, settings: NodeConfig) -> None:
@@ -335,9 +326,3 @@ class PromptWorker:
         else:
             self._reader.read(prompt.frames or self._inbox.frames_for(prompt), pictures)
         pictures.check_age(settings)
-
-
-def thumbnail(rgb: Pixels) -> npt.NDArray[np.float32]:
-    """Give a very small picture, to compare by."""
-    small = Image.fromarray(rgb).resize((THUMBNAIL, THUMBNAIL), BOX)
-    return np.asarray(small, np.float32)

@@ -105,6 +105,16 @@ DETECTIONS = Topic(
     'vision_msgs/Detection2DArray',
     'out, with `parser_mode:=1` and where that package is installed; a box for each thing found',
 )
+WATCH = Topic(
+    '~/watch/<name>',
+    'std_msgs/Bool',
+    'out, latched; the answer to a [standing question](docs/watch.md), when it changes',
+)
+WATCH_EVENTS = Topic(
+    '~/watch_events',
+    'std_msgs/String',
+    'out; [JSON](docs/watch.md): each such change, with its probability, stamp and `frame_id`',
+)
 DIAGNOSTICS = Topic(
     '/diagnostics', 'diagnostic_msgs/DiagnosticArray', 'out, once a second; state and last timings'
 )
@@ -117,6 +127,7 @@ RESET = Topic(
 
 ALL = (
     *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT, REQUEST),
-    *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS, DIAGNOSTICS),
+    *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS),
+    *(WATCH, WATCH_EVENTS, DIAGNOSTICS),
     *(CANCEL, RESET),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 import threading
 from typing import Any
@@ -124,7 +125,9 @@ class Assembly:
             )
             undo.callback(self.requests.close)
             self._watch = Watch(
-                self.vlm, self.inbox, self._reader, self._watch_publishers, settings=self._settings
+                *(self.vlm, self.inbox, self._reader, self._watch_publishers),
+                settings=self._settings,
+                store=partial(parameters.store, node, 'watch'),
             )
             if config.feed_type != FEED_LOCAL or config.stay_alive:
                 self._subscribe(config.ros_string_sub_topic_name, self._on_prompt)
@@ -196,7 +199,12 @@ class Assembly:
             self._watch.start()
         if self._config.serve:
             self._serving = Serving(
-                self.vlm, self._config, self.inbox, self._reader, self._picture
+                self.vlm,
+                self._config,
+                self.inbox,
+                self._reader,
+                self._picture,
+                self._watch if self._config.feed_type == FEED_TOPICS else None,
             )
         if not self._first_asked:
             self._first_asked = True

@@ -174,6 +174,17 @@ def check_change(config: NodeConfig, changes: Sequence[Parameter]) -> SetParamet
     return SetParametersResult(successful=True)
 
 
+def store(node: Node, name: str, texts: Sequence[str]) -> None:
+    """
+    Set a parameter that is a list of texts.
+
+    :raises ConfigError: it cannot be that
+    """
+    result = node.set_parameters_atomically([Parameter(name, value=list(texts))])
+    if not result.successful:
+        raise ConfigError(result.reason, name)
+
+
 def valid(config: NodeConfig) -> NodeConfig:
     """
     Check what depends on more than one option.

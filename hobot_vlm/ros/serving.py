@@ -6,19 +6,21 @@ Knows how the server is started and stopped; what it answers stands in ``server/
 
 from __future__ import annotations
 
+from functools import partial
 import logging
 import threading
 from typing import TYPE_CHECKING
 
 from .frames import FrameReader, Pictures
 from .inbox import Frames, Inbox
+from .watch import Watch
 from ..config import NodeConfig
 from ..errors import ConfigError, VlmError
 from ..server import check_libraries
 from ..values import Pixels
 
 if TYPE_CHECKING:
-    from ..server.live import LivePicture
+    from ..server.live import LivePicture, StandingQuestion
     from ..vlm import VLM
 
 log = logging.getLogger('hobot_vlm.node')
@@ -55,11 +57,13 @@ class Serving:
         inbox: Inbox,
         reader: FrameReader,
         picture: Pixels | None = None,
+        watch: Watch | None = None,
     ):
         """
         Begin to serve.
 
         :param picture: the local picture; None: the newest of the first camera
+        :param watch: who asks the standing questions; None: nobody
         :raises ConfigError: it cannot listen where it is to
         """
         from ..server.guard import Settings
@@ -70,7 +74,10 @@ class Serving:
         self._reader = reader
         self._picture = picture
         self._last: tuple[Frames, LivePicture | None] = ((), None)
-        app, service = create_app(vlm, Settings.of(config.serve_host), Live(self._newest))
+        live = Live(self._newest)
+        if watch is not None:
+            live = Live(self._newest, partial(standing_questions, watch), watch.change)
+        app, service = create_app(vlm, Settings.of(config.serve_host), live)
         try:
             self._server = HttpServer(app, service, config.serve_host, config.serve)
         except ConfigError as exc:
@@ -104,3 +111,21 @@ class Serving:
         closing.start()
         closing.join(seconds)
         return not closing.is_alive()
+
+
+def standing_questions(watch: Watch) -> list[StandingQuestion]:
+    """Give the standing questions as the page has them."""
+    from ..server.live import StandingQuestion
+
+    return [
+        StandingQuestion(
+            item.asked.name,
+            item.asked.question,
+            item.answer,
+            item.changed,
+            item.belief.probability,
+            item.stale,
+            item.error,
+        )
+        for item in watch.watched
+    ]

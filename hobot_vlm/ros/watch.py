@@ -24,7 +24,7 @@ from .publishers import WatchPublishers
 from .similar import similar, Thumbnails, thumbnails
 from .standing import Belief, MOST, read_questions, StandingQuestion
 from ..config import NodeConfig
-from ..errors import VlmError
+from ..errors import ConfigError, VlmError
 
 if TYPE_CHECKING:
     from .. import VLM
@@ -95,6 +95,8 @@ class Watch:
     Asks the standing questions while its inbox is open.
 
     :param settings: gives the configuration as it is now
+    :param store: given the questions as they are to stand in the parameter; raises ConfigError
+        where they cannot
     """
 
     def __init__(
@@ -105,12 +107,15 @@ class Watch:
         publishers: WatchPublishers,
         *,
         settings: Callable[[], NodeConfig],
+        store: Callable[[Sequence[str]], None],
     ):
         self._vlm = vlm
         self._inbox = inbox
         self._reader = reader
         self._publishers = publishers
         self._settings = settings
+        self._store = store
+        self._changing = threading.Lock()
         self._loaded = settings()
         self._watched: tuple[Watched, ...] = ()
         self._frames: Frames = ()  # that were looked at last
@@ -140,6 +145,19 @@ class Watch:
                 return False
             self._thread = None
         return True
+
+    def change(self, name: str, question: str) -> None:
+        """
+        Give the question of a name another text, add it or, where the text is empty, remove it.
+
+        :raises ConfigError: it cannot be
+        """
+        with self._changing:
+            texts = self._settings().watch
+            others = [text for text in texts if text.partition(':')[0].strip() != name]
+            if not question and len(others) == len(texts):
+                raise ConfigError(f'there is no standing question {name[:80]!r}', 'watch')
+            self._store([*others, f'{name}: {question}'] if question else others)
 
     # -- what there is to do -----------------------------------------------------------------
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from hobot_vlm.config import NodeConfig
 from hobot_vlm.errors import ConfigError
+from hobot_vlm.ros.parameters import valid
 from hobot_vlm.ros.similar import similar, thumbnails
 from hobot_vlm.ros.standing import Belief, MOST, NO, read_questions, YES
 from hypothesis import given
@@ -52,6 +54,12 @@ def test_what_is_no_question(texts):
     with pytest.raises(ConfigError, match='watch holds') as caught:
         read_questions(texts)
     assert len(str(caught.value)) < 400
+
+
+def test_only_cameras_are_watched():
+    with pytest.raises(ConfigError, match='only feed_type 1'):
+        valid(NodeConfig(watch=('a: Is it?',), feed_type=2))
+    valid(NodeConfig(watch=('a: Is it?',), feed_type=1))
 
 
 steps = st.lists(

@@ -23,7 +23,7 @@ from .robot import image, LATCHED, NodeProcess
 from .test_serving import free_port
 
 CHANGES = int(os.environ.get('WATCH_CHANGES', '8'))
-HOLD = 0.6
+HOLD = 0.5
 #: pictures of a change that does not last: a tenth of a second
 BRIEF = 3
 CAT = 'cat: Describe the picture. [There is a cat | There is a dog]'

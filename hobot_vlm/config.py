@@ -226,6 +226,12 @@ class NodeConfig(Config):
         '/image', 'topic of the pictures; several with , between them'
     )
     ros_string_sub_topic_name: str = option('/prompt_text', 'topic of the prompts')
+    frames: int = option(
+        1, 'newest pictures of each camera that a prompt is about; several: as a video', 1, 64
+    )
+    frame_period: float = option(
+        0.5, 'frames: least seconds from one of them to the next', 0.0, 60.0
+    )
     image_transport: str = option(
         'auto', 'kind of image messages; auto: as published', choices=('auto', 'raw', 'compressed')
     )

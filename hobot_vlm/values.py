@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from html import escape
+from itertools import pairwise
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .errors import PictureError
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,6 +303,34 @@ class Video:
     frames: int = 8
     start: float = 0.0
     end: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """
+    Pictures of one camera in the order of time, which are shown as a video.
+
+    :param images: RGB uint8 (height, width, 3), or whatever else a picture may be given as
+    :param seconds: when each was taken, from the first: 0, and going on
+    """
+
+    images: Sequence[ImageSource]
+    seconds: Sequence[float]
+
+    def __post_init__(self) -> None:
+        times = list(self.seconds)
+        if not times or len(times) != len(self.images) or times[0] != 0:
+            raise PictureError(
+                f'a clip of {len(self.images)} pictures and {len(times)} times: expected as many '
+                'of both, at least one, and 0 as the first time'
+            )
+        if any(not one < other < math.inf for one, other in pairwise(times)):
+            raise PictureError('the times of a clip do not go on: give pictures in their order')
+
+    @property
+    def duration(self) -> float:
+        """Give its length in seconds; the last picture is shown as long as the one before it."""
+        return 2 * self.seconds[-1] - self.seconds[-2] if len(self.seconds) > 1 else 0.0
 
 
 #: RGB uint8 (height, width, 3)

@@ -65,6 +65,8 @@ CHINESE = {
     'result_pub_topic_name': '发布完整回答的话题',
     'ros_img_sub_topic_name': '图片的话题；多个话题用 , 分隔',
     'ros_string_sub_topic_name': '提示词的话题',
+    'frames': '提示词所涉及的每台相机的最新图片数；多于一张时作为视频',
+    'frame_period': 'frames：相邻两张之间至少相隔多少秒',
     'image_transport': '图片消息的种类；auto 表示订阅实际发布的那一种',
     'image_qos': '订阅图片的可靠性；auto 跟随所有发布者所提供的',
     'trigger': '由什么引发回答：提示词，或每张图片配 user_prompt',

@@ -28,7 +28,7 @@ from ..families import Family
 from ..futures import when_all
 from ..image.load import load_rgb
 from ..image.video import is_video, read_frames
-from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Progress, Tile, Video
+from ..values import Clip, ImageEmbedding, ImageSource, ImageTiles, Pixels, Progress, Tile, Video
 
 #: bytes of embeddings that are kept; the oldest pictures leave first. 128 MB are 140 tiles of
 #: InternVL3-1B, and a thirtieth of the memory of the smallest board that these models run on.
@@ -159,6 +159,9 @@ class ImageEncoder:
             for source in sources:
                 if job.abandoned:
                     raise InferenceError('the request was cancelled')
+                if isinstance(source, Clip):
+                    images += self._prepare_clip(source, job, config, priority)
+                    continue
                 if isinstance(source, Video) or is_video(source):
                     images += self._prepare_video(source, job, config, priority)
                     continue
@@ -201,7 +204,6 @@ class ImageEncoder:
     ) -> list[ImageEmbedding]:
         """Take frames from a video; each is one tile, as all families have it."""
         video = source if isinstance(source, Video) else Video(os.fsdecode(source))
-        one_tile = replace(config, max_tiles=1)
         frames = read_frames(
             video.path,
             video.frames,
@@ -211,12 +213,23 @@ class ImageEncoder:
         )
         return [
             replace(
-                self._prepare(frame.rgb, job, one_tile, priority),
+                self._prepare(frame.rgb, job, replace(config, max_tiles=1), priority),
                 seconds=frame.seconds,
                 duration=frame.duration,
             )
             for frame in frames
         ]
+
+    def _prepare_clip(
+        self, clip: Clip, job: ImageJob, config: Config, priority: int
+    ) -> list[ImageEmbedding]:
+        """Read the pictures of a clip; each is one tile, as those of a video."""
+        made = []
+        for source, seconds in zip(clip.images, clip.seconds, strict=True):
+            rgb = load_rgb(source, cancelled=partial(self._unwanted, job))
+            image = self._prepare(rgb, job, replace(config, max_tiles=1), priority)
+            made.append(replace(image, seconds=seconds, duration=clip.duration))
+        return made
 
     def _prepare(
         self, rgb: Pixels, job: ImageJob, config: Config, priority: int

@@ -96,7 +96,7 @@ class Assembly:
         parameters.check_state_file(config)
         if config.serve:
             check_serving(config)
-        self.inbox = Inbox(cameras)
+        self.inbox = Inbox(cameras, config.frames, config.frame_period)
         with ExitStack() as undo:
             # 2. outputs; subscribers find them while the model loads
             self._publishers = Publishers(node, config)

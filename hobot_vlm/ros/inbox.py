@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 import threading
 from time import perf_counter
@@ -35,12 +35,14 @@ class Frame:
     A picture as it came, still serialised: most are never read.
 
     :param parse: gives the message
+    :param earlier: pictures of the same camera before it, the oldest first
     """
 
     topic: str
     data: bytes
     parse: Callable[[bytes], Any]
     received: float = field(default_factory=perf_counter)
+    earlier: tuple[Frame, ...] = ()
 
 
 Frames = tuple[Frame, ...]  # one of each camera
@@ -86,8 +88,16 @@ Work = Prompt | Reset | Frames
 class Inbox:
     """Holds what arrives until the worker gets it; all methods are safe from any thread."""
 
-    def __init__(self, cameras: int = 0) -> None:
-        """:param cameras: number of pictures that belong to a question"""
+    def __init__(self, cameras: int = 0, frames: int = 1, period: float = 0.0) -> None:
+        """
+        Begin with nothing.
+
+        :param cameras: number of cameras whose pictures belong to a question
+        :param frames: pictures of each camera that are kept
+        :param period: least seconds from one of these to the next
+        """
+        self._kept: list[deque[Frame]] = [deque(maxlen=frames) for _ in range(cameras)]
+        self._period = period
         self.received = 0  # frames that came, and those that were never read
         self.dropped = 0
         #: cameras that a prompt waits for
@@ -136,6 +146,7 @@ class Inbox:
     def put_frame(self, camera: int, frame: Frame) -> None:
         """Replace the newest picture of a camera."""
         with self._changed:
+            frame = self._with_earlier(self._kept[camera], frame)
             before = self._frames[camera]
             self.received += 1
             read = (None, *self._used, *self._watched)
@@ -144,6 +155,18 @@ class Inbox:
             if self.newest() and not self._first.done():
                 self._first.set_result(None)
             self._changed.notify_all()
+
+    def _with_earlier(self, kept: deque[Frame], frame: Frame) -> Frame:
+        """Keep a picture, unless the one before is too near; give it with those before it."""
+        most = kept.maxlen or 1
+        if most == 1:
+            return frame
+        # the newest is shown in any case, and is to be no double of the one before it
+        near = kept and frame.received - kept[-1].received < self._period / 2
+        earlier = (list(kept)[:-1] if near else list(kept))[1 - most :]
+        if not kept or frame.received - kept[-1].received >= self._period:
+            kept.append(frame)
+        return replace(frame, earlier=tuple(earlier))
 
     def wake(self) -> None:
         """Let the worker see whether it wants something else now."""
@@ -160,6 +183,8 @@ class Inbox:
         with self._changed:
             self._closed = True
             self._frames = [None] * len(self._frames)
+            for kept in self._kept:
+                kept.clear()
             if self._first.done():
                 self._first = Future()
             self._changed.notify_all()

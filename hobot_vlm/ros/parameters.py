@@ -210,6 +210,13 @@ def valid(config: NodeConfig) -> NodeConfig:
             'subscribes to them',
             'watch',
         )
+    if config.frames > 1 and (config.feed_type != 1 or config.parser_mode):
+        raise ConfigError(
+            f'frames is {config.frames}, feed_type {config.feed_type} and parser_mode '
+            f'{config.parser_mode}: several pictures of a camera are there with feed_type 1 '
+            'alone, and boxes are those of one picture',
+            'frames',
+        )
     if config.parser_mode and config.keep_image_tokens < 1:
         raise ConfigError(
             f'keep_image_tokens is {config.keep_image_tokens:g} and parser_mode is '

@@ -205,11 +205,11 @@ class PromptWorker:
         """Encode pictures ahead of the prompt about them."""
         pictures = Pictures()
         try:
-            self._reader.read(frames, pictures)
+            self._reader.read_clips(frames, pictures)
             if pictures.rgb:
                 # leaves everything up to the question in the KV cache
                 options = {**self._options(settings), 'n_predict': 1}
-                self._preparing = self._vlm.stream('.', pictures.rgb, **options)
+                self._preparing = self._vlm.stream('.', pictures.shown, **options)
                 if not self._inbox.closed:
                     self._preparing.wait()
                     self._prepared = pictures
@@ -297,18 +297,19 @@ class PromptWorker:
 
     def _ask(self, prompt: Prompt, pictures: Pictures, settings: NodeConfig) -> Stream:
         """Ask the model."""
-        rgb = pictures.rgb
+        rgb, shown = pictures.rgb, pictures.shown
         find = bool(settings.parser_mode and rgb)
         ask = self._vlm.stream
         if settings.in_turns:
             ask = self._chat.stream
             if (
                 not find
+                and not pictures.clips
                 and len(rgb) == len(self._in_chat)
                 and all(map(np.array_equal, rgb, self._in_chat))
             ):
-                rgb = []  # a picture that is as it was is not given again
-        return ask(prompt.text, rgb or None, find=find, **self._options(settings))
+                shown = []  # a picture that is as it was is not given again
+        return ask(prompt.text, shown or None, find=find, **self._options(settings))
 
     def _read_pictures(self, prompt: Prompt, settings: NodeConfig, pictures: Pictures) -> None:
         """
@@ -324,5 +325,5 @@ class PromptWorker:
         if prepared is not None and not prompt.frames:
             pictures.copy_from(prepared)
         else:
-            self._reader.read(prompt.frames or self._inbox.frames_for(prompt), pictures)
+            self._reader.read_clips(prompt.frames or self._inbox.frames_for(prompt), pictures)
         pictures.check_age(settings)

@@ -7,6 +7,7 @@ WATCH_CHANGES=50 makes it long.
 
 from __future__ import annotations
 
+from itertools import pairwise
 import json
 import os
 import threading
@@ -26,6 +27,9 @@ CHANGES = int(os.environ.get('WATCH_CHANGES', '8'))
 HOLD = 0.5
 #: pictures of a change that does not last: a tenth of a second
 BRIEF = 3
+#: that a prompt sees, and seconds between them
+FRAMES, PERIOD = 4, 0.2
+TOKENS = 36  # of a picture, to the demo model
 CAT = 'cat: Describe the picture. [There is a cat | There is a dog]'
 #: each is another answer for each of the two scenes
 QUESTIONS = {
@@ -105,6 +109,8 @@ def watching(robot, scenes, tmp_path_factory):
         'watch': json.dumps([f'{name}: {text}' for name, text in QUESTIONS.items()]),
         'watch_rate': 30,
         'watch_hold': HOLD,
+        'frames': FRAMES,
+        'frame_period': PERIOD,
         'serve': free_port(),
     }
     node = NodeProcess(tmp_path_factory.mktemp('watching') / 'log', options)
@@ -187,6 +193,23 @@ def test_every_change_that_lasts_is_published_once(robot, watching):
     robot.wait('heard by the late one too', lambda: late)
     assert robot.set('max_image_age', 0.0).successful
     assert late == [scene.shown] and events(robot, 'dog')[-1]['value'] is scene.shown
+
+
+def test_a_prompt_sees_the_last_pictures_as_a_video(robot, watching):
+    """And so does a request; messages see the newest."""
+    robot.request({'id': 'a', 'prompt': 'Describe the picture.'})
+    messages = [{'role': 'user', 'content': 'Describe the picture.'}]
+    robot.request({'id': 'b', 'messages': messages, 'images': 'newest'})
+    asked = robot.reply_to('a'), robot.reply_to('b')
+    assert asked[1]['image_tokens'] == TOKENS
+    for reply in (asked[0], robot.ask('Describe the picture.')):
+        assert reply['error'] == '' and reply['image_tokens'] == FRAMES * TOKENS
+        (picture,) = reply['pictures']
+        frames = picture['frames']
+        assert len(frames) == FRAMES and frames[-1]['stamp'] == picture['stamp']
+        ages = [frame['age'] for frame in frames]
+        assert all(one - other >= PERIOD / 4 for one, other in pairwise(ages))
+        assert reply['stamp'] == picture['stamp'] and ages[-1] == picture['age']
 
 
 def test_questions_come_and_go(robot, watching):

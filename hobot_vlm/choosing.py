@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Item, Mailbox, Stream
+from .errors import ConfigError
 from .llama.scorer import Scorer, Speaker
 from .prompt.tokens import Prompt
-from .values import Reply, TextChunk
+from .values import Progress, Reply, TextChunk
 
 if TYPE_CHECKING:
     from .engine.image_encoder import ImageJob
@@ -44,6 +45,17 @@ def spellings(choice: str) -> list[str]:
     bare = choice.strip()
     cased = dict.fromkeys((bare, bare[0].upper() + bare[1:], bare[0].lower() + bare[1:]))
     return [space + text for space in ('', ' ') for text in cased]
+
+
+def some(choices: List[str]) -> List[str]:
+    """
+    Give choices that are some.
+
+    :raises ConfigError: there are none
+    """
+    if not choices:
+        raise ConfigError('there are no choices: expected 2 or more', 'choices')
+    return choices
 
 
 class _Relay(Mailbox):
@@ -87,7 +99,8 @@ class Choosing:
         self._forms: dict[Form, str] = {}
         for choice in request.choices:
             for text in [choice] if request.exact else spellings(choice):
-                self._forms.setdefault(tuple(vlm.tokenize(text)), choice)
+                if form := tuple(vlm.tokenize(text)):
+                    self._forms.setdefault(form, choice)
         self._made: Made | None = None
         self._head = Reply('')  # with the counts and times of the speaking
         self._tokens = 0  # that were said
@@ -97,11 +110,14 @@ class Choosing:
         self._cancelled = self._over = False
         share = 0.0 if request.exact else HALF
         self._speaker = Speaker(vlm.parts.context, self._forms, share)
-        self._run(self._speaker, self._config.n_predict, [], self._on_spoken)
+        self._pictures = self._run(self._speaker, self._config.n_predict, [], self._on_spoken)
 
     def stream(self) -> Stream:
         """Give the caller's end."""
-        return Stream(self._mailbox, self.cancel, partial(self._vlm.progress, self._job))
+        return Stream(self._mailbox, self.cancel, self._progress)
+
+    def _progress(self) -> Progress:
+        return self._pictures.progress
 
     def cancel(self) -> None:
         """Stop; callable from any thread."""
@@ -115,7 +131,7 @@ class Choosing:
 
     def _run(
         self, sampler: Scorer, n_predict: int, after: List[int], then: Callable[[Reply], None]
-    ) -> None:
+    ) -> Stream:
         """Have a sequence run behind the prompt and what was said."""
         vlm = self._vlm
 
@@ -145,10 +161,11 @@ class Choosing:
         sequence = Sequence(self._request, config, mailbox=_Relay(end))
         sequence.deadline = self._deadline
         with self._guard:  # it may end before ``begin`` returns
-            self._open[sequence] = vlm.begin(sequence, None, make, self._job)
+            stream = self._open[sequence] = vlm.begin(sequence, None, make, self._job)
             cancelled = self._cancelled
         if cancelled:
             vlm.engine.cancel(sequence)
+        return stream
 
     # -- the steps ---------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from .engine.image_encoder import ImageEncoder, ImageJob
 from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Stream
-from .errors import ConfigError, StateError, VlmError
+from .errors import StateError, VlmError
 from .futures import when_all
 from .image.camera import Camera
 from .image.load import load_rgb as read_image
@@ -32,7 +32,7 @@ from .llama.kv_cache import KvCache
 from .llama.sampler import Sampler
 from .prompt.tokens import tokenize_plainly
 from .prompt_maker import PromptMaker
-from .values import Images, Progress, Reply, Status
+from .values import Images, Reply, Status
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -209,18 +209,10 @@ class VLM:
         """
         Say how likely each of 2 to 32 answers is, weighed whole by the model's own probabilities.
 
-        A choice is the beginning of an answer, in any of its spellings: ``yes`` is ``Yes``, too.
-        Where the model does not begin its answer with one of them, it first says what it would
-        say before. ``ask`` and ``stream`` with ``choices`` do the same, and give a whole reply.
-
-        :param more: as for ``ask``; ``exact=True`` weighs the choices as they are written, at the
-            beginning of the answer: always one forward pass where they are single tokens
-        :return: choice -> its share; all add up to 1
+        :return: choice -> its share; all add up to 1. docs/acting.md says how they are weighed
         :raises ConfigError: choices that cannot be
         """
-        if not choices:
-            raise ConfigError('there are no choices: expected 2 or more', 'choices')
-        return self.ask(question, images, choices=choices, **more).choices
+        return self.ask(question, images, choices=choosing.some(choices), **more).choices
 
     def encode(self, images: Images, **options: Unpack[AskOptions]) -> None:
         """
@@ -293,8 +285,6 @@ class VLM:
         :raises InferenceError: the model is closed
         """
         if request.choices:
-            if conversation is not None:
-                raise ConfigError('choices stand in a conversation: ask VLM itself', 'choices')
             return choosing.Choosing(self, request, job).stream()
         maker = self.maker
         config = maker.config_of(request, conversation.system_prompt if conversation else '')
@@ -363,12 +353,10 @@ class VLM:
 
         when_all(needs, then)
         return Stream(
-            sequence.mailbox, partial(self.engine.cancel, sequence), partial(self.progress, job)
+            sequence.mailbox,
+            partial(self.engine.cancel, sequence),
+            partial(self._images.progress, job),
         )
-
-    def progress(self, job: ImageJob) -> Progress:
-        """Say how far the pictures of a request are."""
-        return self._images.progress(job)
 
     def cells_of(self, conversation: Conversation) -> tuple[list[int], bytearray] | None:
         """

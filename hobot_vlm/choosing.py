@@ -175,10 +175,10 @@ class Choosing:
         first = speaker.last if speaker.stopped else speaker.first
         said = speaker.said if speaker.stopped else []
         self._tokens = len(speaker.said)
-        self._scores = {form: first[form[0]] for form in self._forms}
-        known = [score for form, score in self._scores.items() if len(form) == 1]
-        least = max(known, default=-math.inf) + NEGLIGIBLE
-        waiting = {form for form in self._forms if len(form) > 1 and first[form[0]] > least}
+        self._scores = {form: first[form[0]] for form in self._forms} | speaker.whole
+        known = {form for form in self._forms if len(form) == 1} | speaker.whole.keys()
+        least = max((self._scores[form] for form in known), default=-math.inf) + NEGLIGIBLE
+        waiting = {form for form in self._forms.keys() - known if first[form[0]] > least}
         if not waiting:
             return self._end(self._reply())
 

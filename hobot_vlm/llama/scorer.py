@@ -79,12 +79,15 @@ class Speaker(Scorer):
         self._several = [form for form in forms if len(form) > 1]
         self._share = share
         self._end = context.model.end()
+        self._own: list[float] = []  # logarithm of the probability of each token that was said
         self._begun: list[tuple[int, dict[int, float]]] = []  # where one of them may stand
         self.said: list[int] = []
         self.stopped = False
         #: logarithm of the probability of each first token: at the beginning, and at the place
         self.first: dict[int, float] = {}
         self.last: dict[int, float] = {}
+        #: and of the form that was said whole
+        self.whole: dict[tuple[int, ...], float] = {}
 
     def sample(self, entry: int = -1) -> int:
         """Give the likeliest token, or the end where it has come to the place."""
@@ -101,10 +104,12 @@ class Speaker(Scorer):
         if self._context.model.is_end(token):
             return token
         self.said.append(token)
+        self._own.append(float(logprobs[token]))
         still = []
         for start, there in self._begun:
             since = tuple(self.said[start:])
             if since in self._several:
+                self.whole = {since: sum(self._own[start:])}
                 return self._stop(start, there)
             if any(form[: len(since)] == since for form in self._several):
                 still.append((start, there))

@@ -216,6 +216,7 @@ class Reply:
     :param thinking: the model's reasoning, where there was any
     :param boxes: regions that the answer names, where they were asked for
     :param logprobs: one entry per token, where they were asked for
+    :param choices: choice -> its share, where there was something to choose; all add up to 1
     """
 
     text: str
@@ -228,6 +229,7 @@ class Reply:
     thinking: str = ''
     boxes: tuple[Box, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    choices: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.text
@@ -245,9 +247,9 @@ class Reply:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the fields by name, for JSON; of the last three only those that hold something."""
+        """Give the fields by name, for JSON; of the last four only those that hold something."""
         fields = asdict(self)
-        for name in ('thinking', 'boxes', 'logprobs'):
+        for name in ('thinking', 'boxes', 'logprobs', 'choices'):
             if not fields[name]:
                 del fields[name]
         return fields

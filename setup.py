@@ -21,6 +21,8 @@ setup(
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', glob('launch/*.launch.py')),
         (f'share/{package_name}/config', glob('config/*')),
+        (f'share/{package_name}/examples', glob('examples/*.*')),
+        (f'share/{package_name}/examples/internvl', glob('examples/internvl/*.py')),
     ],
     zip_safe=False,
     entry_points={
@@ -69,6 +71,7 @@ setup(
             'openai',
             'playwright',  # drives Chromium, where that is installed
             'prometheus-client',
+            'py_trees',  # examples/tree.py
             'pydantic',  # a schema may be one of its classes
             'pytest',
             'pytest-timeout',

@@ -241,7 +241,7 @@ class Assembly:
         ended = serving is None or serving.close(seconds)
         ended = self.requests.stop(seconds) and ended
         ended = self._worker.stop(seconds) and ended
-        return self._watch.stop(seconds) and ended  # last: it waits for its turn
+        return self._watch.stop(seconds) and ended
 
     def close(self) -> None:
         """Free everything; what waits is refused."""

@@ -55,7 +55,7 @@ def read_questions(texts: Sequence[str]) -> list[StandingQuestion]:
             answers = written[1].strip(), written[2].strip()
             rest = rest[: written.start()].strip()
         good = NAME.fullmatch(name) and len(name) <= NAME_LENGTH
-        if not (good and rest and all(answers) and len(set(answers)) == 2):
+        if not (good and rest and all(answers) and len({a.casefold() for a in answers}) == 2):
             raise ConfigError(
                 f'watch holds {text[:80]!r}: expected "name: question", with a name of letters, '
                 'digits and single underscores, and optionally two different answers after it, '

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
 import json
 import logging
 import threading
@@ -25,9 +24,10 @@ from .similar import similar, Thumbnails, thumbnails
 from .standing import Belief, MOST, read_questions, StandingQuestion
 from ..config import NodeConfig
 from ..errors import ConfigError, VlmError
+from ..values import Reply
 
 if TYPE_CHECKING:
-    from .. import VLM
+    from .. import Stream, VLM
 
 log = logging.getLogger('hobot_vlm.node')
 
@@ -138,7 +138,7 @@ class Watch:
         self._thread.start()
 
     def stop(self, seconds: float | None = None) -> bool:
-        """Wait for the end, once the inbox is closed; False when that takes longer."""
+        """Wait for the end, which comes once the inbox is closed; False when that takes longer."""
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
@@ -268,25 +268,35 @@ class Watch:
         options: dict[str, Any] = {'thinking': False, 'priority': PRIORITY}
         if settings.system_prompt != self._loaded.system_prompt:
             options['system_prompt'] = settings.system_prompt
-        open_: dict[Future[dict[str, float]], Watched] = {}
+        began: dict[Future[Reply], tuple[Watched, Stream]] = {}
         for item in self._watched:
-            if item.asked not in self._answers:
-                asked = item.asked
-                choose = partial(self._vlm.choose, asked.question, pictures.rgb, asked.answers)
-                open_[pool.submit(choose, **options)] = item
-        left = set(open_)
+            asked = item.asked
+            if asked not in self._answers:
+                about = {'images': pictures.rgb, 'choices': asked.answers, **options}
+                stream = self._vlm.stream(asked.question, **about)
+                began[pool.submit(stream.wait)] = item, stream
+        left = set(began)
         while left:
             done, left = wait(left, TICK)
             self._expire(settings)
             for future in done:
-                item = open_[future]
-                try:
-                    self._answers[item.asked] = future.result()[item.asked.answers[0]]
-                    item.error = ''
-                except VlmError as exc:
-                    item.error = str(exc)
-        if open_:
+                self._note(began[future][0], future)
+            if self._inbox.closed:
+                for future in left:
+                    began[future][1].cancel()
+        if began:
             self._seconds = perf_counter() - self._began
+
+    def _note(self, item: Watched, answered: Future[Reply]) -> None:
+        """Note what the model said to one question."""
+        try:
+            choices = answered.result().choices
+        except VlmError as exc:
+            item.error = str(exc)
+            return
+        if choices:  # it was not cancelled
+            self._answers[item.asked] = choices[item.asked.answers[0]]
+            item.error = ''
 
     # -- what there is to say ----------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from geometry_msgs.msg import Twist
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 import pytest
 from std_msgs.msg import Bool, String
 
@@ -183,6 +185,17 @@ def test_questions_over_http(robot, watching):
         assert caught.value.code == 400 and 'question' in caught.value.read().decode()
     questions(name='dog', question='')
     robot.wait('it is gone', lambda: list(questions()) == ['cat'])
+
+
+def test_a_node_that_is_inactive_knows_nothing(robot, watching):
+    """It says so, and whoever comes late hears nothing old."""
+    robot.wait('the one that stands', lambda: values(robot, 'cat'))
+    robot.clear()
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE):
+        change = ChangeState.Request(transition=Transition(id=transition))
+        assert robot.call('change_state', change).success
+    robot.wait('an answer', lambda: len(events(robot, 'cat')) == 2)
+    assert [event['value'] for event in events(robot, 'cat')] == [None, False]
 
 
 # -- the examples, each as a process of its own ---------------------------------------------------

@@ -95,6 +95,8 @@ CHINESE_TOPICS = {
     topics.CHUNK: '输出；[JSON](docs/requests.md)：对 request 的回答，逐段发布',
     topics.TARGETS: '输出；装有该包时发布，回答在 `targets[0].type` 里，各阶段耗时在 `perfs` 里',
     topics.DETECTIONS: '输出；设 `parser_mode:=1` 且装有该包时发布，找到的每个物体一个框',
+    topics.ANNOTATED: '输出，有订阅者时；画有方框、点和回答的图片',
+    topics.ANNOTATED_COMPRESSED: '输出，有订阅者时；同上，JPEG 格式',
     topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
     topics.CANCEL: '服务；停止正在生成的回答',
     topics.RESET: '服务；忘掉之前的对话（`conversation:=true` 或 `feed_type:=2`）',

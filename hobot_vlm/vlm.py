@@ -298,9 +298,8 @@ class VLM:
             made = maker.question(request, config, images, earlier, drop)
             if conversation is not None:
                 sequence.remember = partial(conversation.remember, made.turns, conversation.era)
-            sequence.conclude = partial(maker.remember, sequence.tokens)
-            if request.find and images:
-                sequence.conclude = partial(maker.with_boxes, request, images[0].size)
+            size = images[0].size if images else None
+            sequence.conclude = partial(maker.conclude, request, sequence.tokens, size)
             sampler = Sampler(
                 self.parts.context, config, request.logit_bias, request.logprobs, made.thinking
             )

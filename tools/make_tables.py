@@ -102,6 +102,8 @@ CHINESE_TOPICS = {
     topics.DETECTIONS: '输出；设 `parser_mode:=1` 且装有该包时发布，找到的每个物体一个框',
     topics.WATCH: '输出，保留最后一条；[持续提问](docs/watch.md)的答案，变化时发布',
     topics.WATCH_EVENTS: '输出；[JSON](docs/watch.md)：每次变化及其概率、时间戳和 `frame_id`',
+    topics.ANNOTATED: '输出，有订阅者时；画有方框、点和回答的图片',
+    topics.ANNOTATED_COMPRESSED: '输出，有订阅者时；同上，JPEG 格式',
     topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
     topics.CANCEL: '服务；停止正在生成的回答',
     topics.RESET: '服务；忘掉之前的对话（`conversation:=true` 或 `feed_type:=2`）',

@@ -115,6 +115,14 @@ WATCH_EVENTS = Topic(
     'std_msgs/String',
     'out; [JSON](docs/watch.md): each such change, with its probability, stamp and `frame_id`',
 )
+ANNOTATED = Topic(
+    '~/annotated',
+    'sensor_msgs/Image',
+    'out, while somebody listens; the picture with boxes, points and the answer drawn on it',
+)
+ANNOTATED_COMPRESSED = Topic(
+    '~/annotated/compressed', 'sensor_msgs/CompressedImage', 'out, while somebody listens; as JPEG'
+)
 DIAGNOSTICS = Topic(
     '/diagnostics', 'diagnostic_msgs/DiagnosticArray', 'out, once a second; state and last timings'
 )
@@ -128,6 +136,6 @@ RESET = Topic(
 ALL = (
     *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT, REQUEST),
     *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS),
-    *(WATCH, WATCH_EVENTS, DIAGNOSTICS),
+    *(WATCH, WATCH_EVENTS, ANNOTATED, ANNOTATED_COMPRESSED, DIAGNOSTICS),
     *(CANCEL, RESET),
 )

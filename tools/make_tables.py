@@ -72,7 +72,7 @@ CHINESE = {
     'skip_similar': 'trigger 为 image 时跳过与上次回答过的相似的图片',
     'max_image_age': '图片超过多少秒就算太旧；0 表示不限',
     'old_images': '图片比 max_image_age 更旧时：回答并警告，或拒绝回答',
-    'parser_mode': '0 文本，1 每个提示词是要找的东西，并发布其检测框',
+    'parser_mode': '0 文本，1 每个提示词是要找的东西，或 /point dog 这样的任务，并发布其框和点',
     'conversation': '各个提问是同一对话中的各轮；feed_type 为 2 时总是如此',
     'overflow': '上下文已满时：丢弃对话中最早的几轮，或拒绝提问',
     'state_file': '在两次运行之间保存对话的文件；空：不保存',

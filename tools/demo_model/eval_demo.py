@@ -114,10 +114,10 @@ class Choosing:
         self.said: list[tuple[int, int]] = []  # tokens, likewise
 
     def add(self, vlm: VLM, question: str, picture: np.ndarray, yes: bool) -> None:
-        """Choose, and ask the same in words; the picture is encoded before, and its file read."""
-        vlm.encode(picture)
+        """Choose, and ask the same in words; the picture is in the KV cache before."""
+        vlm.ask('.', picture, n_predict=1)
         spent, replies = [0.0, 0.0], [None, None]
-        for i in (0, 1) if len(self.right) % 2 else (1, 0):  # the first may warm up the other
+        for i in (0, 1) if len(self.right) % 2 else (1, 0):
             more = {} if i else {'choices': self.choices}
             began = perf_counter()
             replies[i] = vlm.ask(question, picture, temperature=0.0, **more)
@@ -139,7 +139,7 @@ class Choosing:
         return {
             'right': round(100 * float(right.mean()), 2),
             'calibration_error': round(float(error), 4),
-            'time': round(float(np.median(spent[:, 0] / spent[:, 1])), 2),
+            'time': round(float(np.median(spent[:, 0]) / np.median(spent[:, 1])), 2),
             'tokens': round(float(said[:, 0].sum() / said[:, 1].sum()), 2),
         }
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 #: probability of all choices together from which on this is their place: as likely as not
 HALF = 0.5
 
-#: logarithm of how much less likely than another a form is that need not be weighed whole: a
-#: thousandth of what a share may be wrong by (1e-3)
-NEGLIGIBLE = math.log(1e-6)
+#: logarithm of how much less likely than another a form is that need not be weighed whole: a tenth
+#: of what a share may be wrong by (1e-3)
+NEGLIGIBLE = math.log(1e-4)
 
 #: the tokens of a form of a choice
 Form = tuple[int, ...]

@@ -106,6 +106,10 @@ CHINESE_TOPICS = {
     topics.ANNOTATED_COMPRESSED: '输出，有订阅者时；同上，JPEG 格式',
     topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
     topics.CANCEL: '服务；停止正在生成的回答',
+    topics.LLAMA_RESPONSE: '动作，装有该包时提供；与 [llama_ros](docs/llama_ros.md) 相同',
+    topics.LLAMA_CHAT: '动作，同上；消息、图片和工具',
+    topics.LLAMA_METADATA: '服务，同上；模型的信息',
+    topics.LLAMA_TOKENIZE: '服务，同上；文本的 token',
     topics.RESET: '服务；忘掉之前的对话（`conversation:=true` 或 `feed_type:=2`）',
 }
 

@@ -28,6 +28,7 @@ from .cameras import Cameras, possible_kinds
 from .diagnostics import Statistics
 from .frames import FrameReader
 from .inbox import Inbox, Prompt, Reset
+from .llama_actions import installed, LlamaActions
 from .outcome import Outcome
 from .prompt_worker import PromptWorker
 from .publishers import Publishers, WatchPublishers
@@ -123,6 +124,7 @@ class Assembly:
                 cancel_prompts=self._cancel_prompts,
                 picture=self._picture,
             )
+            self._askers: list[Requests | LlamaActions] = [self.requests]
             undo.callback(self.requests.close)
             self._watch = Watch(
                 *(self.vlm, self.inbox, self._reader, self._watch_publishers),
@@ -132,6 +134,7 @@ class Assembly:
             if config.feed_type != FEED_LOCAL or config.stay_alive:
                 self._subscribe(config.ros_string_sub_topic_name, self._on_prompt)
                 self._subscribe(topics.REQUEST.name, self._on_request)
+                self._askers += [LlamaActions(node, self.vlm)] if installed() else []
             undo.pop_all()
 
     def _check_model(self) -> None:
@@ -194,7 +197,8 @@ class Assembly:
                 clock=Clock(clock_type=ClockType.STEADY_TIME),
             )
         self._worker.start()
-        self.requests.start()
+        for asker in self._askers:
+            asker.start()
         if self._config.feed_type == FEED_TOPICS:
             self._watch.start()
         if self._config.serve:
@@ -239,7 +243,7 @@ class Assembly:
                 self._cameras = None
         serving, self._serving = self._serving, None
         ended = serving is None or serving.close(seconds)
-        ended = self.requests.stop(seconds) and ended
+        ended = all([a.stop(seconds) for a in self._askers]) and ended  # noqa: C419, each
         ended = self._worker.stop(seconds) and ended
         return self._watch.stop(seconds) and ended
 
@@ -252,7 +256,8 @@ class Assembly:
             self._node.get_logger().error(f'prompts that had no turn: {len(left)}')
         for prompt in left:
             self._refuse(prompt, 'the node was cleaned up before this prompt had its turn')
-        self.requests.close()
+        for asker in self._askers:
+            asker.close()
         self.vlm.close()
         self._publishers.flush(FLUSH_SECONDS)
         self._leave_graph()

@@ -132,10 +132,26 @@ RESET = Topic(
     'std_srvs/Trigger',
     'service; forget the conversation (`conversation:=true` or `feed_type:=2`)',
 )
+LLAMA_RESPONSE = Topic(
+    '/llama/generate_response',
+    'llama_msgs/GenerateResponse',
+    'action, where that package is installed; as [llama_ros](docs/llama_ros.md) has it',
+)
+LLAMA_CHAT = Topic(
+    '/llama/generate_chat_completions',
+    'llama_msgs/GenerateChatCompletions',
+    'action, likewise; messages, pictures and tools',
+)
+LLAMA_METADATA = Topic(
+    '/llama/get_metadata', 'llama_msgs/GetMetadata', 'service, likewise; what the model is'
+)
+LLAMA_TOKENIZE = Topic(
+    '/llama/tokenize', 'llama_msgs/Tokenize', 'service, likewise; the tokens of a text'
+)
 
 ALL = (
     *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT, REQUEST),
     *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS),
     *(WATCH, WATCH_EVENTS, ANNOTATED, ANNOTATED_COMPRESSED, DIAGNOSTICS),
-    *(CANCEL, RESET),
+    *(CANCEL, RESET, LLAMA_RESPONSE, LLAMA_CHAT, LLAMA_METADATA, LLAMA_TOKENIZE),
 )

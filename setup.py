@@ -72,6 +72,7 @@ setup(
             'pydantic',  # a schema may be one of its classes
             'pytest',
             'pytest-timeout',
+            'pytest-xdist',  # two cores test twice as fast
             'ruff',
             'setuptools',  # the tests install this package as colcon does
             'starlette',

@@ -3,7 +3,7 @@ What the user chose: frozen, checked once, one door for ROS, YAML, the command l
 
 ``Config`` holds what the engine needs, ``NodeConfig`` adds what only the node needs. Each option
 stands here once, with its description and range; the node's parameter descriptors, ``vlm --set``
-and the table in the README are made from these fields. Nothing here opens a file of a model.
+and the tables in docs are made from these fields. Nothing here opens a file of a model.
 """
 
 from __future__ import annotations

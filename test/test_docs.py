@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 READMES = ('README.md', 'README_cn.md')
 PAIRS = (
     READMES,
+    ('docs/parameters.md', 'docs/parameters_cn.md'),
+    ('docs/node.md', 'docs/node_cn.md'),
     ('docs/serving.md', 'docs/serving_cn.md'),
     ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'),
 )
@@ -70,14 +72,16 @@ def make_tables():
 # -- tables -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', READMES)
-def test_the_tables_are_up_to_date(make_tables, name):
-    text = (ROOT / name).read_text(encoding='utf-8')
-    assert text == make_tables.with_tables(text, chinese=name == 'README_cn.md'), (
-        'run: python tools/make_tables.py'
-    )
-    described = re.findall(r'^\| `([\w/]+)`', text, re.MULTILINE)
-    assert set(described) >= PARAMETERS | {'/image', '/hobot_vlm/reply', '/hobot_vlm/cancel'}
+def test_the_tables_are_up_to_date(make_tables):
+    described = {False: set(), True: set()}
+    for file, (name, chinese) in make_tables.PLACES.items():
+        text = (ROOT / file).read_text(encoding='utf-8')
+        assert text == make_tables.with_table(text, name, chinese), (
+            'run: python tools/make_tables.py'
+        )
+        described[chinese] |= set(re.findall(r'^\| `([\w/]+)`', text, re.MULTILINE))
+    expected = PARAMETERS | {'/image', '/hobot_vlm/reply', '/hobot_vlm/cancel'}
+    assert described[False] == described[True] >= expected
 
 
 def test_every_parameter_has_chinese_words_and_no_other(make_tables):
@@ -87,7 +91,8 @@ def test_every_parameter_has_chinese_words_and_no_other(make_tables):
 
 
 @pytest.mark.parametrize(
-    ('name', 'phrase'), [('README.md', 'accepted, so that'), ('README_cn.md', '只是为了兼容')]
+    ('name', 'phrase'),
+    [('docs/parameters.md', 'accepted, so that'), ('docs/parameters_cn.md', '只是为了兼容')],
 )
 def test_the_parameters_without_effect_are_named(name, phrase):
     sources = [

@@ -1,5 +1,5 @@
 """
-Write the tables in README.md and README_cn.md: ``python tools/make_tables.py``.
+Write the tables in docs, in both languages: ``python tools/make_tables.py``.
 
 The parameters are the fields of ``NodeConfig``, topics and services stand in ``ros/topics.py``,
 both with English words; the Chinese words for them stand here. A test runs this and compares.
@@ -88,11 +88,11 @@ CHINESE_TOPICS = {
     topics.COMPRESSED_IMAGE: '输入；相机发布这种消息时代替前者',
     topics.HBM_IMAGE: '输入；设 `is_shared_mem_sub:=1` 时代替前者',
     topics.PROMPT: '输入；最多排队 1000 条提示词，依次回答',
-    topics.REQUEST: '输入；[JSON](docs/requests.md)：带 id 的提问，选项和图片自定，同时回答',
+    topics.REQUEST: '输入；[JSON](requests.md)：带 id 的提问，选项和图片自定，同时回答',
     topics.SPEECH: '输出；逐句发布的回答，供语音播报',
     topics.RESULT: '输出；完整回答，保留最后一条',
-    topics.REPLY: '输出；[JSON](docs/reply.md)：回答、token 数、耗时、时间戳，或错误原因',
-    topics.CHUNK: '输出；[JSON](docs/requests.md)：对 request 的回答，逐段发布',
+    topics.REPLY: '输出；[JSON](reply.md)：回答、token 数、耗时、时间戳，或错误原因',
+    topics.CHUNK: '输出；[JSON](requests.md)：对 request 的回答，逐段发布',
     topics.TARGETS: '输出；装有该包时发布，回答在 `targets[0].type` 里，各阶段耗时在 `perfs` 里',
     topics.DETECTIONS: '输出；设 `parser_mode:=1` 且装有该包时发布，找到的每个物体一个框',
     topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
@@ -152,25 +152,35 @@ def topic_rows(chinese: bool) -> list[tuple[str, ...]]:
     return rows
 
 
-def with_tables(text: str, chinese: bool) -> str:
-    """Put the tables between the marks of a README."""
-    for name, rows in (('parameters', parameter_rows), ('topics', topic_rows)):
-        begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
-        before, found, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found and found_end):
-            raise SystemExit(f'expected {begin} and {end}')
-        head, *body = rows(chinese)
-        lines = ['| ' + ' | '.join(row) + ' |' for row in (head, ('---',) * len(head), *body)]
-        text = '\n'.join([f'{before}{begin}\n', *lines, f'\n{end}{after}'])
-    return text
+#: the tables of docs: what makes their rows
+TABLES = {'parameters': parameter_rows, 'topics': topic_rows}
+#: the documents that have one, their table, and whether they are Chinese
+PLACES = {
+    'docs/parameters.md': ('parameters', False),
+    'docs/parameters_cn.md': ('parameters', True),
+    'docs/node.md': ('topics', False),
+    'docs/node_cn.md': ('topics', True),
+}
+
+
+def with_table(text: str, name: str, chinese: bool) -> str:
+    """Put a table between its marks in a document."""
+    begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
+    before, found, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise SystemExit(f'expected {begin} and {end}')
+    head, *body = TABLES[name](chinese)
+    lines = ['| ' + ' | '.join(row) + ' |' for row in (head, ('---',) * len(head), *body)]
+    return '\n'.join([f'{before}{begin}\n', *lines, f'\n{end}{after}'])
 
 
 def main() -> None:
     """Write the tables of both languages."""
-    for name, chinese in (('README.md', False), ('README_cn.md', True)):
-        path = ROOT / name
-        path.write_text(with_tables(path.read_text(encoding='utf-8'), chinese), encoding='utf-8')
+    for file, (name, chinese) in PLACES.items():
+        path = ROOT / file
+        text = path.read_text(encoding='utf-8')
+        path.write_text(with_table(text, name, chinese), encoding='utf-8')
 
 
 if __name__ == '__main__':

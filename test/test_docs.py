@@ -24,6 +24,7 @@ PAIRS = (
     READMES,
     ('docs/parameters.md', 'docs/parameters_cn.md'),
     ('docs/node.md', 'docs/node_cn.md'),
+    ('docs/rdk.md', 'docs/rdk_cn.md'),
     ('docs/serving.md', 'docs/serving_cn.md'),
     ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'),
 )

@@ -24,6 +24,8 @@ PAIRS = (
     READMES,
     ('docs/parameters.md', 'docs/parameters_cn.md'),
     ('docs/node.md', 'docs/node_cn.md'),
+    ('docs/models.md', 'docs/models_cn.md'),
+    ('docs/many_at_once.md', 'docs/many_at_once_cn.md'),
     ('docs/rdk.md', 'docs/rdk_cn.md'),
     ('docs/serving.md', 'docs/serving_cn.md'),
     ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'),

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ('README.md', 'README_cn.md', 'docs/terminal.md', 'docs/models.md', 'docs/models_cn.md')
 #: commands that are not run here, and why
 NOT_RUN = {
+    'python3': 'makes the virtual environment for pip',
     'pip': 'installs; test_packaging installs the package',
     'rosdep': 'needs a ROS installation; test_packaging compares package.xml with the imports',
     'colcon': 'needs a ROS installation; test_packaging installs as it does',

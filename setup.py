@@ -23,6 +23,8 @@ setup(
         (f'share/{package_name}/config', glob('config/*')),
         (f'share/{package_name}/examples', glob('examples/*.*')),
         (f'share/{package_name}/examples/internvl', glob('examples/internvl/*.py')),
+        # hobot_llamacpp's page copies it from there: cp -r .../lib/hobot_llamacpp/config/ .
+        (f'lib/{package_name}/config', glob('config/*')),
     ],
     zip_safe=False,
     entry_points={
@@ -75,6 +77,7 @@ setup(
             'pydantic',  # a schema may be one of its classes
             'pytest',
             'pytest-timeout',
+            'pytest-xdist',  # two cores test twice as fast
             'ruff',
             'setuptools',  # the tests install this package as colcon does
             'starlette',

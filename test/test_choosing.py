@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+import subprocess
+import sys
 import threading
 import time
 
@@ -72,6 +74,7 @@ def test_shares_are_those_of_whole_answers(vlm, shown):
     np.testing.assert_allclose(list(shares.values()), expected, atol=1e-3)
 
 
+EMOJI = Path('/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf')
 STORED = json.loads((Path(__file__).parent / 'data' / 'parity_choices.json').read_text('utf-8'))
 CASES = json.loads((Path(__file__).parent / 'data' / 'parity_vlm.json').read_text('utf-8'))
 
@@ -158,6 +161,20 @@ def test_a_choice_is_weighed_where_the_model_says_it(demo):
     assert found['blue'] > 0.9
     found = demo.choose('有狗吗？', sample, ['有，', '没有，'])
     assert found['有，' if 'dog' in shown else '没有，'] > 0.9
+
+
+@pytest.mark.skipif(not EMOJI.exists(), reason='apt install fonts-noto-color-emoji')
+def test_fresh_scenes():
+    """The tool that measures it on many finds the bounds kept on a few."""
+    tool = Path(__file__).parents[1] / 'tools' / 'demo_model' / 'eval_demo.py'
+    done = subprocess.run(
+        [sys.executable, tool, '--choose', '--scenes', '6', '--seed', '8', '--json'],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(done.stdout)['choose'].values():
+        assert row['right'] == 100 and row['calibration_error'] < 0.05 and row['tokens'] < 0.9
 
 
 def test_many_at_once_and_as_streams(demo):

@@ -1,5 +1,5 @@
 """
-Every topic and service of the node: one table, which the node and the READMEs are made of.
+Every topic and service of the node: one table, which the node and docs/node.md are made of.
 
 It knows no ROS; the class of a message is imported when somebody wants it.
 """
@@ -73,7 +73,7 @@ PROMPT = Topic(
 REQUEST = Topic(
     '~/request',
     'std_msgs/String',
-    'in; [JSON](docs/requests.md): a question with an id, its own options and pictures; '
+    'in; [JSON](requests.md): a question with an id, its own options and pictures; '
     'any number are answered side by side',
 )
 SPEECH = Topic(
@@ -87,12 +87,12 @@ RESULT = Topic(
 REPLY = Topic(
     '~/reply',
     'std_msgs/String',
-    'out; [JSON](docs/reply.md): answer, token counts, timings, stamp, or the error',
+    'out; [JSON](reply.md): answer, token counts, timings, stamp, or the error',
 )
 CHUNK = Topic(
     '~/chunk',
     'std_msgs/String',
-    'out; [JSON](docs/requests.md): the answers to requests, piece by piece',
+    'out; [JSON](requests.md): the answers to requests, piece by piece',
 )
 TARGETS = Topic(
     _named['ai_msg_pub_topic_name'],
@@ -108,12 +108,12 @@ DETECTIONS = Topic(
 WATCH = Topic(
     '~/watch/<name>',
     'std_msgs/Bool',
-    'out, latched; the answer to a [standing question](docs/watch.md), when it changes',
+    'out, latched; the answer to a [standing question](watch.md), when it changes',
 )
 WATCH_EVENTS = Topic(
     '~/watch_events',
     'std_msgs/String',
-    'out; [JSON](docs/watch.md): each such change, with its probability, stamp and `frame_id`',
+    'out; [JSON](watch.md): each such change, with its probability, stamp and `frame_id`',
 )
 ANNOTATED = Topic(
     '~/annotated',
@@ -135,7 +135,7 @@ RESET = Topic(
 LLAMA_RESPONSE = Topic(
     '/llama/generate_response',
     'llama_msgs/GenerateResponse',
-    'action, where that package is installed; as [llama_ros](docs/llama_ros.md) has it',
+    'action, where that package is installed; as [llama_ros](llama_ros.md) has it',
 )
 LLAMA_CHAT = Topic(
     '/llama/generate_chat_completions',

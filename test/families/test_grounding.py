@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import process_time
 
+from hobot_vlm import VLM
 from hobot_vlm.engine.request import Request
 from hobot_vlm.families.boxes import QUESTION, question, task
 from hobot_vlm.families.grounding import Frame, read
@@ -11,6 +12,7 @@ from hobot_vlm.image.resize import placed
 from hobot_vlm.values import Box, Point, Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 FITS = ('fill', 'contain', 'cover', 'topleft')
@@ -162,6 +164,28 @@ def test_a_long_answer_takes_no_long_time(piece):
     began = process_time()
     assert read(piece * 50000, 'it', SQUARE, True) == ((), ())
     assert process_time() - began < 3
+
+
+def test_places_of_a_reply_are_in_the_first_picture():
+    """Of several, each of its own size; without a picture there are none."""
+    schema = {'const': [{'bbox_2d': [0, 0, 500, 1000], 'label': 'dog'}, {'point_2d': [500, 500]}]}
+    wide, high = np.zeros((100, 300, 3), np.uint8), np.full((400, 200, 3), 99, np.uint8)
+    with VLM.load('demo', llm_threads=1, encoder_threads=1, json_schema=schema) as vlm:
+        for pictures in ([wide, high], [high, wide]):
+            height, width = pictures[0].shape[:2]
+            messages = [{'role': 'user', 'content': [
+                *({'type': 'image', 'image': picture} for picture in pictures),
+                {'type': 'text', 'text': 'Where is it?'},
+            ]}]  # fmt: skip
+            for reply in (vlm.ask('Where is it?', pictures), vlm.ask(messages)):
+                assert reply.boxes == (Box('dog', 0, 0, width / 2, height),)
+                assert reply.points == (Point('', width / 2, height / 2),)
+        # as the picture was brought to the shape of the tile
+        reply = vlm.ask('Where is it?', wide, fit='contain')
+        assert reply.points == (Point('', 150, 50),)
+        assert reply.boxes == (Box('dog', 0, 0, 150, 100),)
+        reply = vlm.ask('Where is it?')
+        assert (reply.boxes, reply.points) == ((), ())
 
 
 # -- what is asked --------------------------------------------------------------------------------

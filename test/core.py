@@ -128,6 +128,15 @@ def sizes(seen: list[list[Run]]) -> list[int]:
 
 
 __all__ = [
-    *('Context', 'Refused', 'batches', 'cache', 'embed', 'empty', 'parts', 'prompt', 'sizes', 'slots'),
+    'Context',
+    'Refused',
+    'batches',
+    'cache',
+    'embed',
+    'empty',
+    'parts',
+    'prompt',
+    'sizes',
+    'slots',
     'wishes',
 ]

@@ -26,7 +26,7 @@ from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
 from ..families import Family
 from ..futures import when_all
-from ..image.load import load_rgb
+from ..image.load import is_address, load_rgb
 from ..image.video import is_video, read_frames
 from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Progress, Tile, Video
 
@@ -36,6 +36,9 @@ KEPT_BYTES = 128 << 20
 
 #: threads that read and cut pictures, so that a slow file does not hold up the next picture
 PREPARERS = 2
+
+#: threads for requests with pictures from the network, which may wait for half a minute each
+FETCHERS = 8
 
 
 @dataclass(eq=False)
@@ -84,6 +87,7 @@ class ImageEncoder:
         self._seconds = 0.0  # that the last tile was there
         self._closed = False
         self._preparers: ThreadPoolExecutor | None = None
+        self._fetchers = ThreadPoolExecutor(FETCHERS, 'fetch')
         self._thread: threading.Thread | None = None  # while there are tiles to encode
         if encoder is not None:
             self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
@@ -102,7 +106,8 @@ class ImageEncoder:
             )
         else:
             try:
-                self._preparers.submit(self._prepare_all, job, list(sources), config, priority)
+                pool = self._fetchers if any(map(is_address, sources)) else self._preparers
+                pool.submit(self._prepare_all, job, list(sources), config, priority)
             except RuntimeError:  # closed meanwhile
                 job.images.set_exception(InferenceError('the model is closed'))
         return job
@@ -350,6 +355,7 @@ class ImageEncoder:
         if thread is not None:
             thread.join()
         self._preparers.shutdown(cancel_futures=True)
+        self._fetchers.shutdown(cancel_futures=True)
 
 
 def _failed(tile: Tile) -> bool:

@@ -114,7 +114,7 @@ class Requests:
             if 'cancel' in fields:
                 self._cancel(fields)
             else:
-                question = check(fields, self._loaded.feed_type)
+                question = check(fields, self._loaded)
                 self._begin(question, len(text.encode('utf-8', 'surrogatepass')))
         except VlmError as exc:
             self._refuse(number, str(exc))

@@ -70,7 +70,8 @@ class Serving:
         self._reader = reader
         self._picture = picture
         self._last: tuple[Frames, LivePicture | None] = ((), None)
-        app, service = create_app(vlm, Settings.of(config.serve_host), Live(self._newest))
+        settings = Settings.of(config.serve_host, allow_urls=config.allow_urls)
+        app, service = create_app(vlm, settings, Live(self._newest))
         try:
             self._server = HttpServer(app, service, config.serve_host, config.serve)
         except ConfigError as exc:

@@ -16,7 +16,7 @@ from . import files, options
 from .interrupt import EXIT_INTERRUPTED, leave, OnCtrlC
 from .terminal import beside, complain, EXIT_ERROR, Lines, say, Waiting
 from ..config import Config
-from ..errors import ConfigError
+from ..errors import AnswerCut, ConfigError
 
 if TYPE_CHECKING:
     from .. import Reply, Stream
@@ -228,6 +228,7 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
     terminal = sys.stdout.isatty()
     lines = Lines()
     begun = False
+    cut: Reply | None = None
     looking = Waiting('looking at the picture' if pictures else '', lambda: encoding(stream))
     with OnCtrlC(stop), looking as waiting:
         try:
@@ -245,9 +246,11 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
                 if text:
                     waiting.hide()
                     print(text, end='', flush=True)
+        except AnswerCut as exc:  # ``note_end`` says it
+            cut = exc.reply
         finally:
             stream.close()
-    reply: Reply = stream.wait()
+    reply: Reply = cut or stream.wait()
     waiting.hide()
     last = json.dumps(reply.as_dict(), ensure_ascii=False) if args.json else lines.end()
     print(last, flush=True)

@@ -280,6 +280,15 @@ def test_requests_go_on_beside_prompts(heard):
     heard.wait('its pieces', lambda: pieces(heard, 'long') == reply['text'])
 
 
+def test_an_answer_that_is_cut_before_it_has_its_form(heard):
+    form = {'json_schema': {'enum': ['a long answer', 'a longer answer']}, 'n_predict': 3}
+    heard.request({'id': 'cut', 'prompt': 'Hello', **form})
+    reply = heard.reply_to('cut')
+    assert (reply['finish_reason'], reply['completion_tokens']) == ('length', 3)
+    assert 'does not follow json_schema: raise n_predict' in reply['error']
+    heard.wait('its pieces', lambda: pieces(heard, 'cut') == reply['text'] != '')
+
+
 def test_a_timeout(heard):
     heard.request({'id': 'slow', 'prompt': 'Go on', 'n_predict': 100000, 'timeout': 0.3})
     assert heard.reply_to('slow')['finish_reason'] == 'timeout'

@@ -83,6 +83,7 @@ class ImageEncoder:
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self._tiles: WeakValueDictionary[bytes, Tile] = WeakValueDictionary()
         self._tasks: list[_Task] = []
+        self._task: _Task | None = None  # whose tile is in the encoder
         self._began = 0.0  # when the tile that is in the encoder went there; 0: there is none
         self._seconds = 0.0  # that the last tile was there
         self._closed = False
@@ -113,7 +114,12 @@ class ImageEncoder:
         return job
 
     def abandon(self, job: ImageJob) -> None:
-        """Encode nothing more for a job; what others want too goes on."""
+        """
+        Encode nothing more for a job; what others want too goes on.
+
+        The tile that is in the encoder is left where the encoder can do that; else it is encoded
+        to its end, as the encoder does nothing that lasts longer.
+        """
         job.abandoned = True
         with self._lock:
             for task in list(self._tasks):
@@ -127,6 +133,8 @@ class ImageEncoder:
         self._tasks.remove(task)
         self._tiles.pop(task.tile.key, None)
         self._images.pop(task.image_key, None)
+        if task is self._task and self._encoder is not None:
+            self._encoder.stop()  # no other one: the next tile goes there after this lock
 
     @property
     def encoding(self) -> int:
@@ -297,7 +305,7 @@ class ImageEncoder:
                     )
                 data = select(data, kept(len(data), task.share))
             except BaseException as exc:
-                self._done(task)
+                self._done(task, whole=False)
                 with self._lock:
                     self._tiles.pop(task.tile.key, None)
                     self._images.pop(task.image_key, None)
@@ -315,12 +323,14 @@ class ImageEncoder:
                 self._thread = None
                 return None
             self._began = perf_counter()
-            return max(self._tasks, key=lambda task: task.priority)
+            self._task = max(self._tasks, key=lambda task: task.priority)
+            return self._task
 
-    def _done(self, task: _Task) -> None:
+    def _done(self, task: _Task, whole: bool = True) -> None:
         with self._lock:
-            self._seconds = task.seconds = perf_counter() - self._began
-            self._began, task.pixels = 0.0, None
+            task.seconds = perf_counter() - self._began
+            self._seconds = task.seconds if whole else self._seconds
+            self._task, self._began, task.pixels = None, 0.0, None
             if task in self._tasks:
                 self._tasks.remove(task)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .engine.request import Request
 from .engine.sequence import Sequence
-from .errors import ConfigError
+from .errors import ConfigError, InferenceError, PromptTooLong
 from .llama.context import MAX_SEQUENCES
 from .llama.scorer import Scorer
 
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 def choose(vlm: VLM, request: Request, choices: List[str]) -> dict[str, float]:
     """Weigh choices; see :meth:`VLM.choose`."""
     _check(choices)
+    if request.stop:
+        raise ConfigError('choices are weighed whole: leave stop out', 'stop')
     config = vlm.maker.config_of(request)
     context = vlm.parts.context
     job = vlm.start_images(request)
-    scorers, streams = [], []
+    scorers, streams, sizes = [], [], []
     for choice in choices:
         tokens = vlm.tokenize(choice)
         sequence = Sequence(request, replace(config, n_predict=len(tokens)))
@@ -42,9 +44,15 @@ def choose(vlm: VLM, request: Request, choices: List[str]) -> dict[str, float]:
             vlm.engine.ready(sequence, made.prompt, made.thinking, scorer)
 
         scorers.append(scorer)
+        sizes.append(len(tokens))
         streams.append(vlm.begin(sequence, None, make, job))
-    for stream in streams:
-        stream.wait()
+    for stream, size in zip(streams, sizes, strict=True):
+        reply = stream.wait()
+        if reply.completion_tokens == size:
+            continue
+        if reply.finish_reason == 'length':
+            raise PromptTooLong(reply.prompt_tokens + size, context.n_ctx)
+        raise InferenceError(f'the choices were not weighed to their end: {reply.finish_reason}')
     scores = np.array([scorer.logprob for scorer in scorers])
     weights = np.exp(scores - scores.max())
     shares = weights / weights.sum()
@@ -57,7 +65,9 @@ def _check(choices: List[str]) -> None:
 
     :raises ConfigError: no texts, fewer than two, too many, or one twice
     """
-    if isinstance(choices, str) or not all(isinstance(c, str) and c.strip() for c in choices):
+    if not isinstance(choices, (list, tuple)) or not all(
+        isinstance(c, str) and c.strip() for c in choices
+    ):
         raise ConfigError(f'choices is {repr(choices)[:80]}: expected a list of texts', 'choices')
     if not 2 <= len(choices) <= MAX_SEQUENCES or len(set(choices)) < len(choices):
         raise ConfigError(

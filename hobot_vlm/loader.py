@@ -61,6 +61,11 @@ def load(config: Config) -> Parts:
 
     :raises VlmError: files are missing, damaged or do not belong together
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f'the configuration is of type {type(config).__name__}: expected a Config, or options '
+            'by name as in VLM.load(n_ctx=2048)'
+        )
     began = perf_counter()
     with ExitStack() as undo:
         # 1. files

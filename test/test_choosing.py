@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core import batches, parts, prompt
 from folders import MODELS
-from hobot_vlm import ConfigError, VLM
+from hobot_vlm import ConfigError, PromptTooLong, VLM
 from hobot_vlm.llama.context import Context, Run
 from hobot_vlm.llama.model import Model
 import numpy as np
@@ -75,4 +75,6 @@ def test_what_choices_begin_with_is_decoded_once(vlm):
 def test_choices_that_cannot_be(vlm, choices):
     with pytest.raises(ConfigError, match='choices'):
         vlm.choose('Is it open?', None, choices)
+    with pytest.raises(PromptTooLong):  # else it was weighed by its beginning
+        vlm.choose('Is it open?', None, ['yes', 'no ' * 5000])
     assert vlm.ask('Why?', n_predict=1).completion_tokens

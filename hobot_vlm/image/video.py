@@ -103,6 +103,14 @@ def read_frames(
         longer than ``SECONDS``
     :raises BackendMissing: OpenCV is not installed
     """
+    numbers = (frames, start, 0 if end is None else end)
+    if not isinstance(path, (str, os.PathLike)) or not all(
+        isinstance(number, (int, float)) for number in numbers
+    ):
+        raise PictureError(
+            f'a video is given as {repr((path, frames, start, end))[:200]}: expected its path, a '
+            'number of frames, and a start and an end in seconds'
+        )
     if is_address(path):
         raise PictureError(
             f'video {short(str(path))} lies on the network, and only pictures are fetched from '

@@ -77,6 +77,8 @@ def _check(files: Mapping[str, Path | None], *settings: object) -> None:
     paths = {role: path for role, path in files.items() if path is not None}
     if all(path.resolve().parent == BUNDLED for path in paths.values()):
         return
+    if not all(path.is_file() for path in paths.values()):
+        return  # a device or a pipe may have no end: loading says that it is no file
     options = [str(setting) for setting in settings]
     try:
         content = {role: _content(path) for role, path in paths.items()}

@@ -88,9 +88,7 @@ class Request:
         self._check(
             'logit_bias',
             isinstance(bias, Mapping)
-            and all(
-                _whole(k) and isinstance(v, Real) and math.isfinite(v) for k, v in bias.items()
-            ),
+            and all(_whole(k) and _number(v) and math.isfinite(v) for k, v in bias.items()),
             'token ids with finite numbers',
         )
         if self.logit_bias is not None:  # NumPy's numbers are as good
@@ -152,6 +150,10 @@ def _to_rgb(source: ImageSource) -> ImageSource:
     if source.ndim == 3 and source.shape[2] in (3, 4):
         return source[..., [2, 1, 0, 3][: source.shape[2]]]
     return source  # grey, or what is refused later
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real)
 
 
 def _whole(value: object) -> bool:

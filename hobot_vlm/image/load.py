@@ -334,13 +334,20 @@ def _converter(picture: Image.Image, what: str) -> Callable[[Image.Image], npt.N
     if mode.startswith('I;16') or (mode == 'I' and picture.format in ('PNG', 'PPM')):
         tags = getattr(picture, 'tag_v2', {})
         shift = 4 if tags.get(BITS, (16,)) == (12,) else 8
+        most = int(np.asarray(picture).max())
+        if 0 < most < 1 << shift:
+            raise PictureError(
+                f'{what} has no number above {most}, where {256 << shift} is white: it would be '
+                'all black; scale it, or save it with 8 bits'
+            )
         flip = 255 if tags.get(PHOTOMETRIC) == 0 else 0  # zero is white
         return lambda band: _grey((np.asarray(band) >> shift).clip(0, 255).astype(np.uint8) ^ flip)
     if mode not in COLOURS:
         kind = 'whole numbers without a known white' if mode == 'I' else f'colours as {mode}'
         raise PictureError(f'{what} has {kind}: expected grey or RGB of 8 or 16 bits; convert it')
     if 'A' in picture.getbands() or 'a' in picture.getbands() or _sees_through(picture):
-        return lambda band: np.asarray(_on_white(band.convert('RGBA')))
+        step = 'LA' if mode == 'La' else mode  # Pillow converts La to nothing else
+        return lambda band: np.asarray(_on_white(band.convert(step).convert('RGBA')))
     return lambda band: np.asarray(band if mode == 'RGB' else band.convert('RGB'))
 
 

@@ -167,11 +167,23 @@ def test_fractions_are_scaled(dtype):
         ([[0, 4000]], 'i4', 'without a known white'),
         ([[-9, 4000]], 'i2', 'without a known white'),
         ([[0, 4000]], 'u4', 'without a known white'),
+        ([[0, 255]], 'u2', 'no number above 255, where 65536 is white'),
     ],
 )
 def test_numbers_without_a_known_white_are_refused(values, dtype, told):
     with pytest.raises(PictureError, match=told):
         load_rgb(tiff(values, dtype))
+
+
+def test_every_mode_of_pillow_is_read_or_refused():
+    """Not as damaged: it was not read from anything."""
+    colours = Image.fromarray(np.full((4, 4, 3), 200, np.uint8))
+    for mode in ('L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'HSV'):
+        assert load_rgb(colours.convert(mode)).min() >= 198, mode
+    assert (load_rgb(colours.convert('LA').convert('La')) == 200).all()
+    for mode in ('I', 'F', 'I;16', 'I;16B'):  # 200 of four thousand millions is black
+        with pytest.raises(PictureError, match='white'):
+            load_rgb(colours.convert(mode))
 
 
 def test_grey_of_16_bits_where_zero_is_white():

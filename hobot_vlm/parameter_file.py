@@ -31,7 +31,7 @@ def read_parameter_file(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:  # no UTF-8, odd dates
         why = ' '.join(str(exc).split())[:300]
-        raise ConfigError(f'cannot read the parameter file {path}: {why}') from exc
+        raise ConfigError(f'cannot read the parameter file {str(path)[:200]}: {why}') from exc
     values: dict[str, Any] = {}
     if not isinstance(content, dict):
         raise ConfigError(f'{path}: expected `/**:` with `ros__parameters:` below it')

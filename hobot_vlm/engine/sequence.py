@@ -196,7 +196,7 @@ class Sequence:
             self.finish('stop')
         elif len(self.tokens) >= self.config.n_predict or len(self.ids) > context.n_ctx:
             assert self._sampler is not None
-            self.finish('stop' if last and self._sampler.whole else 'length')
+            self.finish('stop' if last and self._sampler.at_end else 'length')
 
     def _emit(self, chunks: list[TextChunk]) -> None:
         for chunk in chunks:

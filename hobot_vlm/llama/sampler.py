@@ -208,7 +208,7 @@ class Sampler:
         return tokens
 
     @property
-    def whole(self) -> bool:
+    def at_end(self) -> bool:
         """Whether nothing but an end token may come next: the answer has all of its form."""
         if self._thought is not None or len(self._waiting) > 1:
             return False

@@ -83,10 +83,11 @@ class Serving:
         #: boxes and points of the newest answer about a picture, and when it came
         self._found: tuple[tuple[Box, ...], tuple[tuple[str, float, float], ...], float]
         self._found = (), (), 0.0
+        settings = Settings.of(config.serve_host, allow_urls=config.allow_urls)
         live = Live(self._newest)
         if watch is not None:
             live = Live(self._newest, partial(standing_questions, watch), watch.change)
-        app, service = create_app(vlm, Settings.of(config.serve_host), live)
+        app, service = create_app(vlm, settings, live)
         try:
             self._server = HttpServer(app, service, config.serve_host, config.serve)
         except ConfigError as exc:

@@ -33,6 +33,8 @@ log = logging.getLogger('hobot_vlm.node')
 
 #: below that of prompts and requests, which is 0 unless they say otherwise
 PRIORITY = -1
+#: no form but that of the choices, whatever prompts follow
+FREE = {'thinking': False, 'json_schema': '', 'grammar': '', 'regex': ''}
 #: seconds without an answer after which the last one is stale, where ``max_image_age`` says
 #: nothing: as long as a camera may show nothing before it is reported
 STALE = 10.0
@@ -265,7 +267,7 @@ class Watch:
 
     def _ask(self, pictures: Pictures, settings: NodeConfig, pool: ThreadPoolExecutor) -> None:
         """Have every question answered that is not answered yet, side by side."""
-        options: dict[str, Any] = {'thinking': False, 'priority': PRIORITY}
+        options: dict[str, Any] = {'priority': PRIORITY, **FREE}
         if settings.system_prompt != self._loaded.system_prompt:
             options['system_prompt'] = settings.system_prompt
         began: dict[Future[Reply], tuple[Watched, Stream]] = {}

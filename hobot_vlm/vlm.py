@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from . import catalogue, choosing, conversation_file, loader, many
-from .catalogue import find, machine, Model, user_file
+from .catalogue import find, machine, Model, remove, user_file
 from .config import Config
 from .conversation import Conversation
 from .encoders.runtimes import available as runtimes
@@ -46,6 +46,7 @@ __all__ = [
     'make_request',
     'Model',
     'read_image',
+    'remove',
     'runtimes',
     'user_file',
     'VLM',

@@ -17,7 +17,9 @@ LAYERS = {
     **dict.fromkeys(
         ('vlm', 'conversation', 'conversation_file', 'many', 'choosing', 'option_types'), 3
     ),
-    **dict.fromkeys(('loader', 'engine', 'prompt_maker', 'catalogue', 'hub', 'transfer'), 2),
+    **dict.fromkeys(
+        ('loader', 'engine', 'prompt_maker', 'catalogue', 'catalogue_file', 'hub', 'transfer'), 2
+    ),
     **dict.fromkeys(('prompt', 'families', 'encoders', 'llama', 'image', 'demo'), 1),
     **dict.fromkeys(
         (

@@ -65,7 +65,19 @@ class Config:
     n_ctx: int = option(4096, 'cells of the KV cache', 64, 1048576)
     n_predict: int = option(256, 'most tokens of an answer', 1, 1048576, live=True)
     n_batch: int = option(512, 'most tokens decoded at once while a prompt is read', 1, 16384)
-    n_gpu_layers: int = option(0, 'layers of the language model on the GPU; -1: all', -1, 1000)
+    n_gpu_layers: int = option(
+        0, 'layers of the language model on the GPU, and an mmproj too; -1: all', -1, 1000
+    )
+    split_mode: str = option(
+        'layer',
+        'how several GPUs share the language model: by layers, by rows of its matrices, or none: '
+        'main_gpu has it all',
+        choices=('layer', 'row', 'none'),
+    )
+    main_gpu: int = option(
+        0, 'the GPU of split_mode none, and of what row cannot split; counted from 0', 0, 15
+    )
+    tensor_split: str = option('', 'share of each GPU, as in 3,1; empty: as each has free memory')
     llm_threads: int = option(0, 'threads of the language model; 0: one per core', 0, 512)
     encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)
     encoder_device: str = option(
@@ -128,6 +140,7 @@ class Config:
                     'between them, as in 0,1',
                     'bpu_cores',
                 )
+        self.gpu_shares()
 
     @classmethod
     def from_flat(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -184,6 +197,25 @@ class Config:
     def cores(self) -> tuple[int, ...]:
         """Give ``bpu_cores`` as numbers."""
         return tuple(int(part) for part in self.bpu_cores.split(',') if part.strip())
+
+    def gpu_shares(self) -> tuple[float, ...]:
+        """
+        Give ``tensor_split`` as numbers.
+
+        :raises ConfigError: it is none, or all are 0
+        """
+        parts = self.tensor_split.split(',') if self.tensor_split.strip() else []
+        try:
+            shares = tuple(float(part) for part in parts)
+        except ValueError:
+            shares = (-1.0,)
+        if not all(0 <= share <= 1e6 for share in shares) or (shares and not any(shares)):
+            raise ConfigError(
+                f'tensor_split is {self.tensor_split[:80]!r}: expected a number for each GPU with '
+                'commas between them, as in 3,1',
+                'tensor_split',
+            )
+        return shares
 
 
 #: options that the node may change while it runs

@@ -54,6 +54,9 @@ class LoadOptions(RequestOptions, total=False):
     n_ctx: int
     n_batch: int
     n_gpu_layers: int
+    split_mode: str
+    main_gpu: int
+    tensor_split: str
     llm_threads: int
     encoder_threads: int
     encoder_device: str

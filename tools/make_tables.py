@@ -30,7 +30,10 @@ CHINESE = {
     'n_ctx': 'KV 缓存的单元数（上下文长度）',
     'n_predict': '一次回答最多生成的 token 数',
     'n_batch': '读取提示词时一次最多解码的 token 数',
-    'n_gpu_layers': '放到 GPU 上的语言模型层数；-1 表示全部',
+    'n_gpu_layers': '放到 GPU 上的语言模型层数，不为 0 时 mmproj 也在 GPU 上；-1 表示全部',
+    'split_mode': '多个 GPU 如何分担语言模型：按层，按矩阵的行，或 none：全在 main_gpu 上',
+    'main_gpu': 'split_mode 为 none 时用的 GPU，row 时存放不能拆分的部分；从 0 数起',
+    'tensor_split': '每个 GPU 的份额，如 3,1；留空则按各自的空闲显存',
     'llm_threads': '语言模型的线程数；0 表示每核一个',
     'encoder_threads': 'CPU 编码器的线程数；0 表示每核一个',
     'encoder_device': '由谁运行视觉编码器：cpu、cpu-int8、openvino、libmtmd、bpu，或 ONNX Runtime '

@@ -20,6 +20,8 @@ OTHER = {
     'cache_type': 'q8_0',
     'flash_attention': 'on',
     'bpu_cores': '0,1',
+    'tensor_split': '3,1',
+    'split_mode': 'row',
 }
 
 

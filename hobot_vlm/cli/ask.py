@@ -46,6 +46,12 @@ def add_asking(commands: Any, name: str, about: str, usage: str) -> argparse.Arg
         '--frames', type=int, default=8, metavar='N', help='frames of a video (default 8)'
     )
     command.add_argument(
+        '--start', type=float, default=0.0, metavar='S', help='seconds at which they begin'
+    )
+    command.add_argument(
+        '--end', type=float, metavar='S', help='seconds at which they end (default: with it)'
+    )
+    command.add_argument(
         '--stop', action='append', default=[], metavar='TEXT', help='end an answer there'
     )
     command.add_argument('--json', action='store_true', help='print one JSON object per answer')
@@ -152,7 +158,7 @@ class Pictures:
         """
         if args.frames < 1:
             raise ConfigError(f'--frames is {args.frames}: expected 1 or more')
-        self._frames: int = args.frames
+        self._part = args.frames, args.start, args.end
         self._shown: dict[str, Any] = {}
         self._camera: Camera | None = None
         if args.camera is not None:
@@ -178,7 +184,7 @@ class Pictures:
         images: list[Any] = []
         for path, video in zip(paths, videos, strict=True):
             if video:
-                images.append(Video(path, self._frames))
+                images.append(Video(path, *self._part))
             elif now:
                 from ..vlm import read_image
 

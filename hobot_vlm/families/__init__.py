@@ -55,6 +55,10 @@ class Family(ABC):
     def spans(self, image: ImageEmbedding, controls: Collection[str]) -> list[Span]:
         """Give one picture with the marks around it, as it stands within a text."""
 
+    def combined(self, images: Sequence[ImageEmbedding], controls: Collection[str]) -> list[Part]:
+        """Give several pictures that stand in one place within a text."""
+        return [self.spans(image, controls) for image in images]
+
     @abstractmethod
     def parts(
         self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]

@@ -77,6 +77,12 @@ class InternVL(Family):
         tiles = [TileSpan(image, index) for index in range(len(image.tiles))]
         return [Control(opening), *tiles, Control(closing)]
 
+    def combined(self, images: Sequence[ImageEmbedding], controls: Collection[str]) -> list[Part]:
+        """Put the tiles of all into one pair of marks."""
+        inner = [self.spans(image, controls) for image in images]
+        tiles = [span for spans in inner for span in spans[1:-1]]
+        return [[inner[0][0], *tiles, inner[0][-1]]]
+
     def parts(
         self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
     ) -> list[Part]:

@@ -17,11 +17,11 @@ import reprlib
 from typing import Any, TypeVar
 
 from . import hub
-from .config import Config
+from .config import Config, FAMILY_NUMBERS
 from .errors import ConfigError
 
 #: family -> its ``model_type``
-FAMILIES = {'internvl': 0, 'smolvlm': 1, 'mtmd': 2}
+FAMILIES = {**FAMILY_NUMBERS, 'mtmd': 2}
 BOARDS = ('rdkx5', 'rdks100')
 ANY = 'any'
 

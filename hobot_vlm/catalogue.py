@@ -169,7 +169,7 @@ def _by_encoder(encoder: Path) -> tuple[Model, Variant]:
 
 
 def _options(model: Model, variant: Variant) -> dict[str, Any]:
-    family = {'model_type': FAMILY_NUMBERS[model.family]} if model.family else {}
+    family = {'model_type': FAMILIES[model.family]} if model.family else {}
     return {**family, **variant.options}
 
 

@@ -8,6 +8,7 @@ from hobot_vlm import catalogue
 from hobot_vlm.catalogue import Files, resolve
 from hobot_vlm.config import Config
 from hobot_vlm.errors import ConfigError, DownloadError
+from hobot_vlm.families.internvl import OnPhi3
 from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 import pytest
@@ -255,6 +256,13 @@ def test_files_that_were_not_downloaded_are_not_removed(home, name):
     with pytest.raises(ConfigError, match='were not downloaded.*d.*gguf'):
         catalogue.remove(name)
     assert (home / 'd.gguf').exists()
+
+
+@pytest.mark.parametrize('size', ['1b', '2b', '8b', '26b'])
+def test_internvl2_has_the_system_prompt_of_its_makers(size):
+    options = catalogue.find(f'internvl2-{size}').variant('any').options
+    # as for InternVL2-4B, whose vocabulary tells
+    assert options['system_prompt'] == OnPhi3.system_text
 
 
 def test_the_demo_model_is_bundled():

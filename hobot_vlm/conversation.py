@@ -64,7 +64,10 @@ class Conversation:
         """Ask the next question; as :meth:`VLM.stream`."""
         from .vlm import make_request
 
-        return self._vlm.submit(make_request(prompt, images, **more), self)
+        request = make_request(prompt, images, **more)
+        if request.choices:
+            raise ConfigError('choices stand in a conversation: ask VLM itself', 'choices')
+        return self._vlm.submit(request, self)
 
     def prefill(self) -> None:
         """Decode now what any next question begins with: the system prompt, or the history."""
@@ -80,7 +83,7 @@ class Conversation:
             then decodes the history, but encodes no picture
         :raises StateError: it cannot be written
         """
-        found = None
+        target, found = conversation_file.as_path(path), None
         for _ in range(SAVE_ATTEMPTS if cells else 0):
             self.prefill()
             found = self._vlm.cells_of(self)
@@ -88,7 +91,7 @@ class Conversation:
                 break
         ids, kv = found or ([], bytearray())
         conversation_file.write(
-            Path(path).expanduser(),
+            target,
             conversation_file.Saved(self.system_prompt, self.overflow, list(self.turns), ids, kv),
             self._vlm.identity,
         )

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import ctypes
 import os
 from pathlib import Path
+import threading
 import unicodedata
 
 from llama_cpp import llama_cpp as lib
@@ -42,6 +43,8 @@ class Model:
     def __init__(self, path: str | Path, *, gpus: Sharing = ON_CPU, mmap: bool = True):
         self.path = Path(path)
         self._on_close = ExitStack()
+        self._lock = threading.Lock()  # nobody tokenises while the model is freed, or later
+        self._closed = False
         check_gguf(self.path)
         start_backend()
         last_errors.clear()
@@ -77,13 +80,22 @@ class Model:
     # -- tokens ------------------------------------------------------------------------------
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokenise as plain text: what looks like a control token is just characters."""
+        """
+        Tokenise as plain text: what looks like a control token is just characters.
+
+        Safe from any thread.
+
+        :raises InferenceError: the model is closed
+        """
         if self._composes:
             text = unicodedata.normalize('NFC', text)
         data = text.encode('utf-8', 'replace')
         room = len(data) + 8
         tokens = (lib.llama_token * room)()
-        n = lib.llama_tokenize(self.vocab, data, len(data), tokens, room, False, False)
+        with self._lock:
+            if self._closed:
+                raise InferenceError('the model is closed: load it again to tokenise a text')
+            n = lib.llama_tokenize(self.vocab, data, len(data), tokens, room, False, False)
         if n < 0:
             raise InferenceError(f'llama.cpp cannot tokenise {len(data)} bytes of text')
         return tokens[:n]
@@ -107,6 +119,21 @@ class Model:
     def is_end(self, token: int) -> bool:
         """Say whether a token ends the answer."""
         return bool(lib.llama_vocab_is_eog(self.vocab, token))
+
+    def end(self) -> int:
+        """
+        Give a token that ends the answer.
+
+        :raises ModelMismatch: there is none
+        """
+        usual = (lib.llama_vocab_eos(self.vocab), lib.llama_vocab_eot(self.vocab))
+        for token in (*usual, *self.controls.values()):
+            if token >= 0 and self.is_end(token):
+                return int(token)
+        raise ModelMismatch(
+            f'{self.path} has no token that ends an answer: expected one that its file names as '
+            'tokenizer.ggml.eos_token_id'
+        )
 
     def _read_controls(self) -> tuple[dict[str, int], list[str]]:
         """
@@ -176,4 +203,6 @@ class Model:
 
     def close(self) -> None:
         """Free the model; twice is harmless."""
-        self._on_close.close()
+        with self._lock:
+            self._closed = True
+            self._on_close.close()

@@ -22,7 +22,7 @@ from .outcome import Outcome
 from .publishers import Publishers
 from .request_json import check, Question, read
 from ..config import LIVE, NodeConfig
-from ..errors import PromptError, VlmError
+from ..errors import AnswerCut, PromptError, VlmError
 from ..values import Pixels, Reply
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Requests:
             if 'cancel' in fields:
                 self._cancel(fields)
             else:
-                question = check(fields, self._loaded.feed_type)
+                question = check(fields, self._loaded)
                 self._begin(question, len(text.encode('utf-8', 'surrogatepass')))
         except VlmError as exc:
             self._refuse(number, str(exc))
@@ -195,15 +195,28 @@ class Requests:
             pass
         except asyncio.TimeoutError:
             reply = Reply('', 'timeout')
+        except AnswerCut as exc:
+            reply, error = exc.reply, str(exc)
+            log.error('no whole answer to request %.60r: %s', question.id, exc)
         except VlmError as exc:
             error = str(exc)
             log.error('no answer to request %.60r: %s', question.id, exc)
         except Exception as exc:  # whatever happens, the others are answered
             error = f'{type(exc).__name__}: {exc}'
             log.exception('no answer to request %.60r', question.id)
-        if error:
+        if error and reply.finish_reason != 'length':
             reply = Reply(''.join(pieces), 'error')
-        self._finish(Outcome(prompt, reply, tuple(pictures.info), error, started))
+        picture = pictures.rgb[0] if pictures.rgb else None
+        outcome = Outcome(prompt, reply, tuple(pictures.info), error, started, picture)
+        self._finish(outcome)
+        if picture is not None:
+            await asyncio.to_thread(self._annotate, outcome)
+
+    def _annotate(self, outcome: Outcome) -> None:
+        try:
+            self._publishers.annotate(outcome)
+        except Exception:  # of ROS, on the way out
+            log.exception('an annotated picture was not handed out')
 
     async def _until_cancelled(
         self, work: Coroutine[Any, Any, None], prompt: Prompt, timeout: float

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import io
 import json
+from pathlib import Path
+import threading
 
 from hobot_vlm import VLM
 from hobot_vlm.cli.main import main
@@ -18,6 +22,24 @@ def test_an_answer(run, sample, demo):
     assert run('ask', '-', sample, stdin='Describe the picture.\n')[1] == f'{expected}\n'
 
 
+def test_choosing(run, sample, demo):
+    question = 'Is there a banana?'
+    shares = demo.choose(question, sample, ['yes', 'no'])
+    status, out, err = run('ask', question, sample, '--choose', 'yes, no')
+    assert (status, err) == (0, '')
+    assert [line.split('  ') for line in out.splitlines()] == [
+        [pytest.approx(f'{share:.3f}'), choice] for choice, share in shares.items()
+    ]
+    status, out, _ = run(
+        'ask', question, sample, '--choose', 'yes, there', '--choose', 'no, there', '--json'
+    )
+    reply = json.loads(out)
+    assert list(reply['choices']) == ['yes, there', 'no, there'] and status == 0
+    assert reply['text'] == max(reply['choices'], key=reply['choices'].get)
+    said = complaint(run('ask', question, sample, '--choose', 'yes'))
+    assert 'there are 1 choices: expected 2 to 32' in said
+
+
 def test_question_and_pictures_in_any_order(run, sample, demo):
     expected = demo.ask('Describe the picture.', images=sample).text
     for words in (
@@ -27,6 +49,17 @@ def test_question_and_pictures_in_any_order(run, sample, demo):
     ):
         assert run('ask', *words) == (0, f'{expected}\n', '')
     assert run('ask', sample, '-', stdin='Describe the picture.')[1] == f'{expected}\n'
+
+
+def test_a_picture_on_the_network(run, sample, demo, monkeypatch):
+    monkeypatch.setenv('no_proxy', '*')
+    expected = demo.ask('Describe the picture.', images=sample).text
+    handler = partial(SimpleHTTPRequestHandler, directory=Path(sample).parent)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/{Path(sample).name}?size=1'
+        assert run('ask', url, 'Describe the picture.')[:2] == (0, f'{expected}\n')
+        server.shutdown()
 
 
 def test_without_a_question(run, sample):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # typing itself would be an import
         PictureError,
         PromptError,
         PromptTooLong,
+        RemoteError,
         StateError,
         VlmError,
     )
@@ -45,6 +46,7 @@ __all__ = [
     'PromptError',
     'PromptTooLong',
     'Progress',
+    'RemoteError',
     'Reply',
     'StateError',
     'Status',

@@ -13,6 +13,7 @@ VlmError
 │   └── PromptTooLong  a prompt that does not fit the context
 ├── GrammarError       a grammar, schema or option of an answer that cannot be used
 └── InferenceError     the encoder or llama.cpp failed on good input
+    └── RemoteError    a server is away, refuses, breaks off, or cannot be understood
 
 A message names the thing, says what was expected, and how to mend it.
 """
@@ -86,3 +87,7 @@ class GrammarError(VlmError):
 
 class InferenceError(VlmError):
     """The encoder or llama.cpp failed on good input."""
+
+
+class RemoteError(InferenceError):
+    """A server is away, refuses, breaks off its answer, or cannot be understood."""

@@ -212,6 +212,8 @@ class Reply:
     :param thinking: the model's reasoning, where there was any
     :param boxes: regions that the answer names, where they were asked for
     :param logprobs: one entry per token, where they were asked for
+    :param model: which model answered, where ``model`` is an address: NAME@ADDRESS, or the name
+        of the fallback
     """
 
     text: str
@@ -224,6 +226,7 @@ class Reply:
     thinking: str = ''
     boxes: tuple[Box, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    model: str = ''
 
     def __str__(self) -> str:
         return self.text
@@ -241,9 +244,9 @@ class Reply:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the fields by name, for JSON; of the last three only those that hold something."""
+        """Give the fields by name, for JSON; of the last four only those that hold something."""
         fields = asdict(self)
-        for name in ('thinking', 'boxes', 'logprobs'):
+        for name in ('thinking', 'boxes', 'logprobs', 'model'):
             if not fields[name]:
                 del fields[name]
         return fields

@@ -114,6 +114,11 @@ class Writer:
         self._readers = [ToolReader(asked.raw) for _ in range(asked.n)] if asked.toolbox else []
         self._called: set[int] = set()
 
+    def note(self, reply: Reply) -> None:
+        """Name the model that answered, where several might; not where it is."""
+        if reply.model:
+            self.model = reply.model.partition('@http')[0]
+
     def begin(self) -> list[Event]:
         """Give the events before the first piece."""
         return [self._chunk(i, {'role': 'assistant', 'content': ''}) for i in range(self.asked.n)]
@@ -131,6 +136,7 @@ class Writer:
         reason = finish_reason(reply)
         if reason == 'stop' and index in self._called:
             reason = 'tool_calls'
+        self.note(reply)
         event = self._chunk(index, {}, reason=reason)
         event['timings'] = timings(reply)
         return [event]
@@ -144,6 +150,7 @@ class Writer:
     def whole(self, replies: Sequence[Reply]) -> Event:
         """Give all answers as one object."""
         choices = [self._choice(index, reply) for index, reply in enumerate(replies)]
+        self.note(replies[0])
         return {
             **self._head(),
             'choices': choices,
@@ -241,6 +248,7 @@ class CompletionWriter(Writer):
 
     def end(self, index: int, reply: Reply) -> list[Event]:
         """Give the events at the end of one answer."""
+        self.note(reply)
         event = self._text(index, '', (), finish_reason(reply))
         return [{**event, 'timings': timings(reply)}]
 

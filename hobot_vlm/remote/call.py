@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 import itertools
 import logging
@@ -243,12 +243,13 @@ class Call:
                     await check(response)
                     kind = response.headers.get('content-type', '').partition(';')[0].strip()
                     streamed = kind != 'application/json'
-                    async for event in events(response.aiter_raw(), streamed):
-                        before = answer.pieces, answer.complete
-                        for chunk in answer.feed(event):
-                            self._put(chunk)
-                        if (answer.pieces, answer.complete) != before:
-                            alive(GRACE if answer.complete else seconds)
+                    async with aclosing(events(response.aiter_raw(), streamed)) as found:
+                        async for event in found:
+                            before = answer.pieces, answer.complete
+                            for chunk in answer.feed(event):
+                                self._put(chunk)
+                            if (answer.pieces, answer.complete) != before:
+                                alive(GRACE if answer.complete else seconds)
         except httpx.HTTPError as exc:
             if not answer.complete:
                 gone = isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout))
@@ -354,7 +355,9 @@ class Call:
             return replace(self._local, finish_reason=why)
         reply = self._answer.reply(why, self._queued, self._preprocess)
         if self._engine is not None:
-            reply = replace(reply, model=f'{self._engine.name}@{self._engine.url}')
+            reply = replace(
+                reply, model=f'{self._answer.model or self._engine.name}@{self._engine.url}'
+            )
         if self._request.find and self._pictures and self._pictures[0]:
             # thousandths of the whole picture, so any size of a tile will do
             width, height = self._pictures[0][0].size

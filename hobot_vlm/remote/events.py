@@ -6,7 +6,8 @@ Bounded in memory whatever comes. Knows bytes and JSON; nothing of what the obje
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 import json
 from typing import Any
 
@@ -24,7 +25,7 @@ MOST_REST = 1 << 16
 END: Event = {}
 
 
-async def events(pieces: AsyncIterator[bytes], streamed: bool) -> AsyncIterator[Event]:
+async def events(pieces: AsyncIterator[bytes], streamed: bool) -> AsyncGenerator[Event, None]:
     """
     Give the objects of a body as they come, and ``END`` where a server says so.
 
@@ -39,10 +40,11 @@ async def events(pieces: AsyncIterator[bytes], streamed: bool) -> AsyncIterator[
         yield _parsed(bytes(body))
         yield END
         return
-    async for event in _streamed(pieces):
-        yield event
-        if event is END:
-            break
+    async with aclosing(_streamed(pieces)) as found:
+        async for event in found:
+            yield event
+            if event is END:
+                break
     rest = 0
     async for piece in pieces:
         rest += len(piece)
@@ -50,7 +52,7 @@ async def events(pieces: AsyncIterator[bytes], streamed: bool) -> AsyncIterator[
             break
 
 
-async def _streamed(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+async def _streamed(pieces: AsyncIterator[bytes]) -> AsyncGenerator[Event, None]:
     buffer = bytearray()
     begun: list[bytes] = []  # data of an event that no line held whole
     size = 0

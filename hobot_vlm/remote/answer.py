@@ -50,8 +50,6 @@ class Answer:
         self.pieces = 0
         self._reason = ''
         self.model = ''
-        #: whether the server said that this was the end
-        self.ended = False
 
     @property
     def text(self) -> str:
@@ -60,8 +58,12 @@ class Answer:
 
     @property
     def complete(self) -> bool:
-        """Whether the answer is whole: there is a reason for its end, or ``[DONE]``."""
-        return bool(self._reason) or self.ended
+        """
+        Whether the answer is whole: the server gave a reason for its end.
+
+        ``[DONE]`` alone is none: llama-cpp-python ends an answer so when another request comes.
+        """
+        return bool(self._reason)
 
     def feed(self, event: Event) -> list[TextChunk]:
         """
@@ -70,7 +72,6 @@ class Answer:
         :raises Trouble: it is an error, or cannot be understood
         """
         if event is END:
-            self.ended = True
             return []
         if event.get('error') or event.get('object') == 'error':
             error = event.get('error') or event
@@ -96,7 +97,7 @@ class Answer:
             chunks += self._split.feed(content)
         if thought or content:
             self._count(thought + content)
-        reason = choice.get('finish_reason')
+        reason = choice.get('finish_reason') or ('stop' if choice.get('message') else None)
         if reason is not None:
             if reason in FAILED:
                 raise Trouble(f'ends the answer with {shortened(reason)}', again=True)

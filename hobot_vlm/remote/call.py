@@ -79,6 +79,7 @@ class Call:
         self._engine: Engine | None = None  # that was asked last
         self._stopped = ''  # why it ends before its time
         self._queued = self._preprocess = 0.0
+        self._deadline = 0.0  # of the first word, by the clock of the loop
         self._pictures: list[list[Picture]] = []
         self._question: Question | None = None
         self._task: asyncio.Task[Reply] | None = None
@@ -169,7 +170,7 @@ class Call:
         :raises Trouble: none answers
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._config.remote_timeout
+        self._deadline = loop.time() + self._config.remote_timeout
         engines, desperate = self._vlm.engines, self._vlm.local is None
         key = self._conversation.number if self._conversation else _key(question)
         # a chat that begins goes anywhere, whoever else began with the same words
@@ -183,14 +184,14 @@ class Call:
             if engine is None and tried and last.again:
                 # the others are away, or failed as well: the one that may yet answer, once more
                 pause = max(PAUSE, last.wait)
-                if (last.away and not desperate) or loop.time() + pause >= deadline:
+                if (last.away and not desperate) or loop.time() + pause >= self._deadline:
                     break
                 await asyncio.sleep(pause)
                 engine, tried = tried[-1], []
             if engine is None:
                 break
             try:
-                reply = await self._ask(engine, question, deadline)
+                reply = await self._ask(engine, question)
             except Trouble as trouble:
                 last = Trouble(
                     f'{engine.url} {trouble}',
@@ -200,7 +201,7 @@ class Call:
                     engines.failed(engine, str(trouble))
                 if trouble.wait:
                     engine.busy_until = loop.time() + trouble.wait
-                if self._given or loop.time() >= deadline:
+                if self._given or loop.time() >= self._deadline:
                     break
                 if trouble.full and self._drops() and question.shorten():
                     tries += 1  # which ends when there is no turn left
@@ -217,46 +218,26 @@ class Call:
     def _drops(self) -> bool:
         return self._conversation is not None and self._conversation.overflow == 'drop_oldest'
 
-    async def _ask(self, engine: Engine, question: Question, deadline: float) -> Reply:
+    async def _ask(self, engine: Engine, question: Question) -> Reply:
         """
         Ask one server.
 
         :raises Trouble: it does not answer
         :raises VlmError: it cannot be asked this
         """
-        client, seconds = self._vlm.client, self._config.remote_timeout
+        loop = asyncio.get_running_loop()
         answer = self._answer = Answer(self._request, self._config.n_predict, self._submitted)
-        engine.open += 1
         self._engine = engine
+        began = loop.time()
         try:
-            async with self._watched(deadline, answer) as alive:
-                if not engine.known:
-                    await engine.look(client, seconds)
-                assert engine.dialect is not None
-                body = await self._vlm.in_thread(
-                    body_of, engine.name, engine.dialect, question, self._request, self._config
-                )
-                self._queued = perf_counter() - self._submitted - self._preprocess
-                self.sent = True
-                url = f'{engine.url}/chat/completions'
-                async with client.stream('POST', url, content=body) as response:
-                    await check(response)
-                    kind = response.headers.get('content-type', '').partition(';')[0].strip()
-                    streamed = kind != 'application/json'
-                    async with aclosing(events(response.aiter_raw(), streamed)) as found:
-                        async for event in found:
-                            before = answer.pieces, answer.complete
-                            for chunk in answer.feed(event):
-                                self._put(chunk)
-                            if (answer.pieces, answer.complete) != before:
-                                alive(GRACE if answer.complete else seconds)
+            async with engine.turn():
+                self._deadline += loop.time() - began  # it was others that took this time
+                async with self._watched(answer) as alive:
+                    await self._exchange(engine, question, answer, alive)
         except httpx.HTTPError as exc:
             if not answer.complete:
                 gone = isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout))
                 raise Trouble(reason(exc), away=gone, again=True) from exc
-        finally:
-            engine.open -= 1
-            engine.served += 1
         if not answer.complete:
             raise Trouble(
                 'breaks off the answer' if self._given else 'gives no answer', again=True
@@ -265,10 +246,34 @@ class Call:
             self._put(chunk)
         return self._reply('')
 
+    async def _exchange(
+        self, engine: Engine, question: Question, answer: Answer, alive: Callable[[float], None]
+    ) -> None:
+        """Send the question to a server, and hand on what it says."""
+        client, seconds = self._vlm.client, self._config.remote_timeout
+        if not engine.known:
+            await engine.look(client, seconds)
+        assert engine.dialect is not None
+        body = await self._vlm.in_thread(
+            body_of, engine.name, engine.dialect, question, self._request, self._config
+        )
+        self._queued = perf_counter() - self._submitted - self._preprocess
+        self.sent = True
+        url = f'{engine.url}/chat/completions'
+        async with client.stream('POST', url, content=body) as response:
+            await check(response)
+            kind = response.headers.get('content-type', '').partition(';')[0].strip()
+            streamed = kind != 'application/json'
+            async with aclosing(events(response.aiter_raw(), streamed)) as found:
+                async for event in found:
+                    before = answer.pieces, answer.complete
+                    for chunk in answer.feed(event):
+                        self._put(chunk)
+                    if (answer.pieces, answer.complete) != before:
+                        alive(GRACE if answer.complete else seconds)
+
     @asynccontextmanager
-    async def _watched(
-        self, deadline: float, answer: Answer
-    ) -> AsyncIterator[Callable[[float], None]]:
+    async def _watched(self, answer: Answer) -> AsyncIterator[Callable[[float], None]]:
         """
         End the work when the server is silent for too long; what is yielded puts that off.
 
@@ -284,7 +289,7 @@ class Call:
             silent = True
             task.cancel()
 
-        timer = loop.call_at(deadline, end)
+        timer = loop.call_at(self._deadline, end)
 
         def alive(seconds: float) -> None:
             nonlocal timer

@@ -71,6 +71,7 @@ class Dialect:
     :param thinking: whether to reason -> fields; None: it has none
     :param tiles: most tiles of a picture -> fields beside its URL; None: it has none
     :param tokenizing: None: it does not tell
+    :param most_open: requests that it is sent at once; 0: as many as there are
     """
 
     title: str
@@ -81,6 +82,7 @@ class Dialect:
     thinking: Callable[[bool], Fields] | None = None
     tiles: Callable[[int], Fields] | None = None
     tokenizing: Tokenizing | None = None
+    most_open: int = 0
 
 
 _OTHERS = {'top_k': 'top_k', 'min_p': 'min_p', 'repeat_penalty': 'repetition_penalty'}
@@ -135,6 +137,7 @@ DIALECTS = {
         schema=_plain_schema,
         grammar=_field('grammar'),
         tokenizing=Tokenizing('/extras/tokenize', 'input', {}, 'tokens'),
+        most_open=1,  # it has one context, and breaks off an answer when another request comes
     ),
     'openai': Dialect('this server'),
 }

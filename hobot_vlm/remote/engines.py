@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import AsyncIterator, Collection, Hashable
+from contextlib import asynccontextmanager, nullcontext
 import logging
 from typing import Any
 
@@ -50,6 +51,18 @@ class Engine:
         self.name = address.name
         self._kind = address.kind
         self.dialect: Dialect | None = None
+        self._turns: asyncio.Semaphore | None = None
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait until it may be sent a request; what is sent meanwhile counts as open."""
+        self.open += 1
+        try:
+            async with self._turns or nullcontext():
+                yield
+        finally:
+            self.open -= 1
+            self.served += 1
 
     @property
     def known(self) -> bool:
@@ -73,7 +86,10 @@ class Engine:
             self.name = str(first.get('id') or '')[:200]
             if not self.name:
                 raise Trouble('lists no model: give its name in remote_model')
-        self.dialect = dialect_of(self._kind, first.get('owned_by'))
+        if self.dialect is None:
+            self.dialect = dialect_of(self._kind, first.get('owned_by'))
+            if self.dialect.most_open:
+                self._turns = asyncio.Semaphore(self.dialect.most_open)
 
     async def _models(self, client: httpx.AsyncClient) -> list[dict[str, Any]]:
         async with client.stream('GET', f'{self.url}/models') as response:

@@ -249,13 +249,6 @@ def no_done_and_stays(visit):
 
 
 @way
-def no_reason(visit):
-    visit.head()
-    visit.pieces()
-    visit.send('data: [DONE]\n\n')
-
-
-@way
 def no_last_line_end(visit):
     visit.head()
     visit.pieces()
@@ -347,12 +340,20 @@ NO_ANSWER = {
     'broken_chunks': 'breaks off',
     'too_short': 'breaks off',
     'filtered': 'content_filter',
+    'done_at_once': 'gives no answer',
 }
 
 
 @way
 def cut_at_once(visit):
     pass
+
+
+@way
+def done_at_once(visit):
+    visit.head()
+    visit.delta(role='assistant')
+    visit.send('data: [DONE]\n\n')
 
 
 @way
@@ -539,6 +540,7 @@ def filtered(visit):
 
 #: way -> what the error says; the fallback does not answer a second time
 CUT = {
+    'done_in_the_middle': 'breaks off the answer after a part',
     'cut_in_the_middle': 'breaks off the answer after a part',
     'wrong_json_later': 'no JSON',
     'silent_in_the_middle': 'remote_timeout',
@@ -546,6 +548,13 @@ CUT = {
     'text_for_ever': 'more than n_predict',
     'number_later': 'where text belongs',
 }
+
+
+@way
+def done_in_the_middle(visit):
+    visit.head()
+    visit.pieces(2)
+    visit.send('data: [DONE]\n\n')
 
 
 @way

@@ -153,6 +153,10 @@ class VLM:
             encoding_s=images.seconds_left,
         )
 
+    def troubles(self) -> list[str]:
+        """Say what keeps the model from answering; nothing where it is on this machine."""
+        return []
+
     def tokenize(self, text: str) -> list[int]:
         """Give the tokens of plain text, in which nothing is a control token."""
         return tokenize_plainly(self.parts.model, text)

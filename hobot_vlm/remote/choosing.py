@@ -18,6 +18,9 @@ from ..values import Images, TokenLogprob
 if TYPE_CHECKING:
     from .vlm import RemoteVLM
 
+#: tokens that are asked for: some models begin with a space, or a line end
+PLACES = 3
+
 
 def share(
     vlm: RemoteVLM, question: Any, images: Images, choices: Sequence[str], more: Mapping[str, Any]
@@ -30,15 +33,14 @@ def share(
             f'there are {len(choices)} choices: expected 2 to {MAX_LOGPROBS} different ones',
             'choices',
         )
-    options = {**more, 'n_predict': 1, 'temperature': 0.0, 'logprobs': MAX_LOGPROBS}
+    options = {**more, 'n_predict': PLACES, 'temperature': 0.0, 'logprobs': MAX_LOGPROBS}
     reply = vlm.submit(make_request(question, images, **options)).wait()
-    if not reply.logprobs:
-        if vlm.local is not None and reply.model == vlm.local.name:
-            return vlm.local.choose(question, images, choices, **more)
-        raise RemoteError(
-            'the server gives no logprobs, without which there is nothing to choose by'
-        )
-    return weigh(reply.logprobs[0], choices)
+    if vlm.local is not None and reply.model == vlm.local.name:
+        return vlm.local.choose(question, images, choices, **more)
+    for token in reply.logprobs:
+        if token.text.strip():
+            return weigh(token, choices)
+    raise RemoteError('the server answers with no word, so there is nothing to choose by')
 
 
 def weigh(first: TokenLogprob, choices: Sequence[str]) -> dict[str, float]:

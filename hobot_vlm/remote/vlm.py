@@ -312,6 +312,7 @@ class RemoteVLM(VLM):
         )
 
     start_images = prefill = begin = cells_of = _no
+    identity = property(_no)  # type: ignore[assignment]
 
 
 def _local_config(config: Config) -> Config:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import json
 from typing import Any
 
-from .dialect import Dialect, Fields
+from .dialect import Dialect, DIALECTS, Fields
 from .pictures import Picture
 from ..config import Config
 from ..engine.request import Request
@@ -250,8 +250,7 @@ def _form(dialect: Dialect, config: Config) -> Fields:
     write = dialect.regex if given == ['regex'] else dialect.grammar
     if write is None:
         raise GrammarError(
-            f'{given[0]} cannot be asked of {dialect.title}: use json_schema, or name the kind of '
-            'server in model, as in vllm/NAME@http://…'
+            f'{given[0]} cannot be asked of {dialect.title}: use json_schema{_hint(dialect)}'
         )
     return write(config.regex if given == ['regex'] else config.grammar_text())
 
@@ -271,6 +270,12 @@ def _default(name: str) -> Any:
 def _no_field(dialect: Dialect, name: str, config: Config) -> ConfigError:
     return ConfigError(
         f'{name} is {getattr(config, name)!r}, and {dialect.title} cannot be asked for it: leave '
-        f'it at {_default(name)!r}, or name the kind of server in model, as in vllm/NAME@http://…',
+        f'it at {_default(name)!r}{_hint(dialect)}',
         name,
     )
+
+
+def _hint(dialect: Dialect) -> str:
+    if dialect is not DIALECTS['openai']:
+        return ''
+    return ', or name the kind of server in model, as in vllm/NAME@http://…'

@@ -120,8 +120,8 @@ class Call:
             user = self._question.user if self._question else []
             kept = self._question.exchanges if self._question else []
             self._conversation.keep([*kept, Exchange(user, last.text)], self._era)
-        if last.__class__ not in (Reply,) and not isinstance(last, VlmError):
-            log.error('a question failed', exc_info=last if isinstance(last, Exception) else None)
+        if not isinstance(last, (Reply, VlmError)):
+            log.error('a question failed', exc_info=last)
             last = RemoteError(f'the question failed: {type(last).__name__}: {last}')
         self._vlm.forget(self)
         self.finished.set_result(None)

@@ -47,6 +47,8 @@ KEY_VARIABLE = 'HOBOT_VLM_REMOTE_KEY'
 THREADS = 2
 #: connections at once: as many answers as `vlm serve` makes
 MOST_OPEN = 256
+#: seconds that an idle connection is kept: uvicorn, which most servers run on, ends it after 5
+IDLE_SECONDS = 4.0
 #: seconds that a server has to be found while this is loaded; it may come later
 START_SECONDS = 3.0
 
@@ -312,7 +314,7 @@ class RemoteVLM(VLM):
         )
 
     start_images = prefill = begin = cells_of = _no
-    identity = property(_no)  # type: ignore[assignment]
+    identity = property(_no)
 
 
 def _local_config(config: Config) -> Config:
@@ -345,5 +347,9 @@ def _client(config: Config, urls: List[str]) -> httpx.AsyncClient:
         # reading the certificates takes 30 ms, and http alone needs none
         verify=any(url.startswith('https') for url in urls),
         timeout=httpx.Timeout(None, connect=config.remote_timeout),
-        limits=httpx.Limits(max_connections=MOST_OPEN, max_keepalive_connections=MOST_OPEN),
+        limits=httpx.Limits(
+            max_connections=MOST_OPEN,
+            max_keepalive_connections=MOST_OPEN,
+            keepalive_expiry=IDLE_SECONDS,
+        ),
     )

@@ -235,12 +235,12 @@ def test_the_reply_is_described_and_its_example_is_one():
         for name in re.findall(r'\w+', cell)
     }
     image = ImageInfo('/image', Stamp(1, 2), 'camera', 0.5, 640, 360)
-    reply = Reply('!', thinking='...', boxes=(Box('dog', 1.5, 2, 3, 4),))
+    reply = Reply('!', thinking='...', boxes=(Box('dog', 1.5, 2, 3, 4),), model='m')
     real = json.loads(Outcome(Prompt('?', Stamp(1, 2), id='1'), reply, (image,)).as_json())
     names = set(real) | set(real['timings']) | set(real['pictures'][0]) | set(real['boxes'][0])
     assert described == names
     (example,) = map(json.loads, blocks(text, 'json'))
-    del real['thinking'], real['boxes'], real['id']
+    del real['thinking'], real['boxes'], real['id'], real['model']
     assert shape(example) == shape(real)
 
 

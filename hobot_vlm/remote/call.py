@@ -25,7 +25,7 @@ import httpx
 
 from .answer import Answer
 from .body import body_of, Content, Exchange, Question, question_of
-from .engines import check, Engine, reason
+from .engines import check, Engine, LONGEST_PAUSE, reason
 from .events import events
 from .pictures import Picture, prepare
 from .trouble import Trouble
@@ -176,11 +176,15 @@ class Call:
         # a chat that begins goes anywhere, whoever else began with the same words
         before = key if question.goes_on else None
         tried: list[Engine] = []
-        last = Trouble('; '.join(engines.troubles()) or 'no server is there')
+        last = Trouble('; '.join(engines.troubles()) or 'every server is busy')
         tries = len(engines.all) + RETRIES
         while tries > 0:
             tries -= 1
             engine = engines.choose(before, tried, desperate)
+            busy = engines.busy_for()
+            if engine is None and not tried and 0 < busy < self._deadline - loop.time():
+                await asyncio.sleep(busy)
+                engine = engines.choose(before, tried, desperate)
             if engine is None and tried and last.again:
                 # the others are away, or failed as well: the one that may yet answer, once more
                 pause = max(PAUSE, last.wait)
@@ -200,7 +204,7 @@ class Call:
                 if trouble.away:
                     engines.failed(engine, str(trouble))
                 if trouble.wait:
-                    engine.busy_until = loop.time() + trouble.wait
+                    engine.busy_until = loop.time() + min(trouble.wait, LONGEST_PAUSE)
                 if self._given or loop.time() >= self._deadline:
                     break
                 if trouble.full and self._drops() and question.shorten():

@@ -121,22 +121,30 @@ class Engines:
         """
         Give the server that is to answer next: of those that are there, the least busy.
 
+        None where all failed, or asked for patience.
+
         :param key: of the conversation, which stays where it was
         :param tried: those that failed this request
         :param desperate: whether one that is away is better than none
         """
         now = asyncio.get_running_loop().time()
-        there = [e for e in self.all if not e.away and e.busy_until <= now and e not in tried]
+        left = [engine for engine in self.all if engine not in tried]
+        there = [engine for engine in left if not engine.away]
+        free = [engine for engine in there if engine.busy_until <= now]
         before = self._places.get(key) if key is not None else None
-        if before in there:
+        if before in free:
             return before
-        if not there:
-            if not desperate:
-                return None
-            there = [e for e in self.all if e not in tried]
-            there.sort(key=lambda engine: engine.failures)
-            return there[0] if there else None
-        return min(there, key=lambda engine: (engine.open, engine.served))
+        if free:
+            return min(free, key=lambda engine: (engine.open, engine.served))
+        if there or not desperate:
+            return None
+        return min(left, key=lambda engine: engine.failures, default=None)
+
+    def busy_for(self) -> float:
+        """Give the seconds until one that is there may be asked again; 0 where none is busy."""
+        now = asyncio.get_running_loop().time()
+        waits = [engine.busy_until - now for engine in self.all if not engine.away]
+        return max(0.0, min(waits, default=0.0))
 
     def place(self, key: Hashable | None, engine: Engine) -> None:
         """Note where a conversation is."""

@@ -292,6 +292,11 @@ def busy_at_first(visit):
 
 
 @way
+def busy_once(visit):
+    busy_at_first(visit)
+
+
+@way
 def fails_at_first(visit):
     if visit.number == 1:
         visit.whole('500 Internal Server Error', {'detail': 'oops'})

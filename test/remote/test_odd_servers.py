@@ -7,7 +7,7 @@ from hobot_vlm.remote import call
 import pytest
 
 from .conftest import remote
-from .odd_server import ANSWER, CUT, NO_ANSWER, WAYS
+from .odd_server import ANSWER, CUT, NO_ANSWER, odd_server, WAYS
 
 #: seconds that a server may be silent, where it is to be found out
 TIMEOUT = 0.3
@@ -87,6 +87,17 @@ def test_a_retry_is_bounded(odd):
     with remote(odd.url) as vlm:
         ask(vlm, 'status_500')
     assert odd.counts['status_500'] == before + 3
+
+
+def test_others_wait_for_a_server_that_asks_for_patience(odd, demo):
+    with odd_server() as server, remote(server.url, demo) as vlm:
+        first = vlm.stream('busy_once')
+        while not server.counts['busy_once']:
+            pass
+        assert vlm.ask('good').model == first.wait().model == f'odd@{server.url}'
+        assert server.counts['busy_once'] == 2
+        vlm.ask('busy_for_an_hour')
+        assert vlm.ask('good').model == 'demo'
 
 
 def test_logprobs_that_are_wanted_and_not_given(odd, demo):

@@ -42,6 +42,11 @@ def _enable_thinking(value: bool) -> Fields:
     return {'chat_template_kwargs': {'enable_thinking': value}}
 
 
+def _enable_thinking_twice(value: bool) -> Fields:
+    """Give LMDeploy's own field, too: older versions know no other."""
+    return {'enable_thinking': value, **_enable_thinking(value)}
+
+
 @dataclass(frozen=True)
 class Tokenizing:
     """
@@ -103,7 +108,7 @@ DIALECTS = {
         'LMDeploy',
         _OTHERS,
         regex=_regex_schema,
-        thinking=_enable_thinking,
+        thinking=_enable_thinking_twice,
         tiles=lambda n: {'max_dynamic_patch': n},
         tokenizing=Tokenizing('/v1/encode', 'input', {'add_bos': False}, 'input_ids'),
     ),

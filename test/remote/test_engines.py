@@ -12,6 +12,7 @@ import time
 from urllib.request import urlopen
 
 from hobot_vlm import RemoteError, VLM
+from hobot_vlm.cli.main import main
 from hobot_vlm.remote import call
 from hobot_vlm.server.guard import Settings
 from hobot_vlm.server.http import create_app, HttpServer
@@ -80,6 +81,17 @@ def test_without_a_fallback_an_error_says_what_is_wrong():
             with pytest.raises(RemoteError, match=f'{url} cannot be reached'):
                 ask('Hello')
         assert vlm.name == url
+
+
+def test_the_doctor_asks_a_server(odd, capsys):
+    gone = f'http://127.0.0.1:{free_port()}/v1'
+    assert main(['doctor', '-m', f'{odd.url},{gone}']) == 1
+    said = capsys.readouterr().out
+    assert f'odd@{odd.url} answers' in said and f'{gone} is away' in said
+    assert main(['doctor', '-m', odd.url]) == 0
+    for model in (gone, 'http://host:port/v1'):
+        assert main(['doctor', '-m', model]) == 1
+        assert 'BAD' in capsys.readouterr().out
 
 
 def test_the_api_and_its_page_say_which_model_answered(odd, demo):

@@ -25,7 +25,7 @@ def check_servers(model: str) -> list[Finding]:
 
     try:
         with VLM.load(model, remote_timeout=SECONDS) as vlm:
-            cure = 'start it, or look at the address, the network and the firewall between'
+            cure = 'start it, or check the address, the network and the firewall between'
             found = [Finding('server', 'bad', trouble, cure) for trouble in vlm.troubles()]
             if len(found) == len(vlm.runtime.split(', ')):
                 return found

@@ -122,7 +122,7 @@ def question_of(
         for message in request.messages:
             parts: Content = []
             for part in message.parts:
-                parts += [part] if isinstance(part, str) else _shown(pictures[part], '')
+                parts += [part] if isinstance(part, str) else _with_names(pictures[part], '')
             question.said.append((message.role, parts))
         if in_turns:
             question.split()
@@ -133,8 +133,8 @@ def question_of(
     if request.find and pictures:
         text = _finding(text)
     labels = request.labels or [''] * len(pictures)
-    for label, shown in zip(labels, pictures, strict=True):
-        question.user += _shown(shown, label)
+    for label, each in zip(labels, pictures, strict=True):
+        question.user += _with_names(each, label)
     question.user.append(text)
     return question
 
@@ -145,7 +145,7 @@ def _finding(thing: str) -> str:
     return f'{boxes.QUESTION}{opening}{thing}{closing}'
 
 
-def _shown(pictures: Sequence[Picture], label: str) -> Content:
+def _with_names(pictures: Sequence[Picture], label: str) -> Content:
     """Give pictures with what they are called; frames of a video with their times."""
     parts: Content = []
     for picture in pictures:

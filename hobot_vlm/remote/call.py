@@ -110,6 +110,20 @@ class Call:
     def _settle(self, task: asyncio.Task[Reply]) -> None:
         """Give the end to whoever asked."""
         last: Reply | BaseException
+        try:
+            last = self._end(task)
+        except Exception as exc:
+            last = exc
+        if not isinstance(last, (Reply, VlmError)):
+            log.error('a question failed', exc_info=last)
+            last = RemoteError(f'the question failed: {type(last).__name__}: {last}')
+        self._vlm.forget(self)
+        self.finished.set_result(None)
+        self.mailbox.put(last)
+
+    def _end(self, task: asyncio.Task[Reply]) -> Reply | BaseException:
+        """Give the reply, or what there is of it, or the error; remember the turn."""
+        last: Reply | BaseException
         if task.cancelled():
             for chunk in self._answer.finish():
                 self._put(chunk)
@@ -120,12 +134,7 @@ class Call:
             user = self._question.user if self._question else []
             kept = self._question.exchanges if self._question else []
             self._conversation.keep([*kept, Exchange(user, last.text)], self._era)
-        if not isinstance(last, (Reply, VlmError)):
-            log.error('a question failed', exc_info=last)
-            last = RemoteError(f'the question failed: {type(last).__name__}: {last}')
-        self._vlm.forget(self)
-        self.finished.set_result(None)
-        self.mailbox.put(last)
+        return last
 
     def _put(self, chunk: TextChunk) -> None:
         self._given = True
@@ -203,8 +212,8 @@ class Call:
                 )  # fmt: skip
                 if trouble.away:
                     engines.failed(engine, str(trouble))
-                if trouble.wait:
-                    engine.busy_until = loop.time() + min(trouble.wait, LONGEST_PAUSE)
+                if trouble.wait <= LONGEST_PAUSE:  # for longer nobody waits, and may ask anew
+                    engine.busy_until = loop.time() + trouble.wait
                 if self._given or loop.time() >= self._deadline:
                     break
                 if trouble.full and self._drops() and question.shorten():
@@ -256,7 +265,7 @@ class Call:
         """Send the question to a server, and hand on what it says."""
         client, seconds = self._vlm.client, self._config.remote_timeout
         if not engine.known:
-            await engine.look(client, seconds)
+            await engine.probe(client, seconds)
         assert engine.dialect is not None
         body = await self._vlm.in_thread(
             body_of, engine.name, engine.dialect, question, self._request, self._config
@@ -322,6 +331,7 @@ class Call:
         """Have the model of ``fallback`` answer."""
         local = self._vlm.local
         assert local is not None
+        self._answer = Answer(self._request, self._config.n_predict, self._submitted)
         lost = perf_counter() - self._submitted
         stream = local.submit(self._for_local(question))
         try:

@@ -147,7 +147,7 @@ DIALECTS = {
     'openai': Dialect('this server'),
 }
 #: what a server says in ``owned_by`` of its models -> its kind
-OWNERS = {
+MAKERS = {
     'hobot_vlm': 'hobot',
     'lmdeploy': 'lmdeploy',
     'vllm': 'vllm',
@@ -157,11 +157,11 @@ OWNERS = {
 }
 
 
-def dialect_of(kind: str, owner: object) -> Dialect:
+def dialect_of(kind: str, maker: object) -> Dialect:
     """
     Give what a server understands.
 
     :param kind: as the user says; empty: as it says itself
-    :param owner: ``owned_by`` of its first model
+    :param maker: ``owned_by`` of its first model
     """
-    return DIALECTS[kind or OWNERS.get(str(owner).lower(), 'openai')]
+    return DIALECTS[kind or MAKERS.get(str(maker).lower(), 'openai')]

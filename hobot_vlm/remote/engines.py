@@ -2,7 +2,7 @@
 The servers of one model: which of them answers next, and which are away.
 
 Lives on one event loop, whose thread alone calls it, but for ``troubles``. Knows no questions and
-no answers; a server that failed is looked at in the background, and used again when it is back.
+no answers; a server that failed is probed in the background, and used again when it is back.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .trouble import shortened, Trouble
 
 log = logging.getLogger('hobot_vlm')
 
-#: seconds until a server that failed is looked at again: doubled with each failure, up to what a
+#: seconds until a server that failed is probed: doubled with each failure, up to what a
 #: person still waits for
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
-#: seconds that such a look takes at most
-LOOK_SECONDS = 5.0
+#: seconds that a probe may last
+PROBE_SECONDS = 5.0
 #: bytes of a list of models, or of an error
 MOST_BYTES = 1 << 20
 #: conversations whose server is remembered
@@ -69,7 +69,7 @@ class Engine:
         """Whether it was ever reached."""
         return self.dialect is not None
 
-    async def look(self, client: httpx.AsyncClient, seconds: float) -> None:
+    async def probe(self, client: httpx.AsyncClient, seconds: float) -> None:
         """
         See whether it is there, and what it is.
 
@@ -113,7 +113,7 @@ class Engines:
         self.all = [Engine(url, address) for url in address.urls]
         self._client = client
         self._places: OrderedDict[Hashable, Engine] = OrderedDict()
-        self._looks: dict[Engine, asyncio.Task[None]] = {}
+        self._probes: dict[Engine, asyncio.Task[None]] = {}
 
     def choose(
         self, key: Hashable | None, tried: Collection[Engine], desperate: bool
@@ -155,13 +155,13 @@ class Engines:
                 self._places.popitem(last=False)
 
     def failed(self, engine: Engine, why: str) -> None:
-        """Note that a server is away, and look for it in the background."""
+        """Note that a server is away, and probe it in the background."""
         engine.failures += 1
         if not engine.away:
             log.warning('%s is away: %s', engine.url, why)
         engine.away = why
-        if engine not in self._looks:
-            self._looks[engine] = asyncio.ensure_future(self._await(engine))
+        if engine not in self._probes:
+            self._probes[engine] = asyncio.ensure_future(self._await(engine))
 
     def answered(self, engine: Engine) -> None:
         """Note that a server is there."""
@@ -174,27 +174,27 @@ class Engines:
             engine.away = ''
 
     async def _await(self, engine: Engine) -> None:
-        """Look for a server until it is back."""
+        """Probe a server until it is back."""
         try:
             while engine.away:
                 pause = min(FIRST_PAUSE * 2 ** (engine.failures - 1), LONGEST_PAUSE)
                 await asyncio.sleep(pause)
                 try:
-                    await engine.look(self._client, LOOK_SECONDS)
+                    await engine.probe(self._client, PROBE_SECONDS)
                 except Trouble as exc:
                     engine.failures = min(engine.failures + 1, 10)
                     engine.away = engine.away and str(exc)
                 else:
                     self._back(engine)  # its failures count on until it has answered
         finally:
-            del self._looks[engine]
+            del self._probes[engine]
 
     async def close(self) -> None:
-        """End the looking."""
-        looks = list(self._looks.values())
-        for look in looks:
-            look.cancel()
-        await asyncio.gather(*looks, return_exceptions=True)
+        """End the probes."""
+        probes = list(self._probes.values())
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
 
     def troubles(self) -> list[str]:
         """Say which are away, and why; callable from any thread."""

@@ -99,8 +99,8 @@ class RemoteVLM(VLM):
         self.client = _client(self._config, self._address.urls)
         self.engines = Engines(self._address, self.client)
         seconds = min(START_SECONDS, self._config.remote_timeout)
-        looks = [engine.look(self.client, seconds) for engine in self.engines.all]
-        found = await asyncio.gather(*looks, return_exceptions=True)
+        probes = [engine.probe(self.client, seconds) for engine in self.engines.all]
+        found = await asyncio.gather(*probes, return_exceptions=True)
         refused = []
         for engine, trouble in zip(self.engines.all, found, strict=True):
             if isinstance(trouble, Trouble) and trouble.away:
@@ -170,7 +170,7 @@ class RemoteVLM(VLM):
             assert engine is not None
             try:
                 if not engine.known:
-                    await engine.look(self.client, self._config.remote_timeout)
+                    await engine.probe(self.client, self._config.remote_timeout)
                 return await ask(engine)
             except Trouble as trouble:
                 raise RemoteError(f'{engine.url} {trouble}') from trouble

@@ -96,8 +96,8 @@ def test_others_wait_for_a_server_that_asks_for_patience(odd, demo):
             pass
         assert vlm.ask('good').model == first.wait().model == f'odd@{server.url}'
         assert server.counts['busy_once'] == 2
-        vlm.ask('busy_for_an_hour')
-        assert vlm.ask('good').model == 'demo'
+        assert vlm.ask('busy_for_an_hour').model == 'demo'
+        assert vlm.ask('good').model == f'odd@{server.url}'
 
 
 def test_logprobs_that_are_wanted_and_not_given(odd, demo):

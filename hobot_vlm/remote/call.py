@@ -12,9 +12,9 @@ Lives on the event loop of its ``RemoteVLM``; knows no threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 import itertools
 import logging
@@ -29,6 +29,7 @@ from .engines import check, Engine, LONGEST_PAUSE, reason
 from .events import events
 from .pictures import Picture, prepare
 from .trouble import Trouble
+from .watch import Silent, watched
 from ..config import Config
 from ..engine.request import make_request, Request
 from ..engine.stream import Mailbox
@@ -245,8 +246,16 @@ class Call:
         try:
             async with engine.turn():
                 self._deadline += loop.time() - began  # it was others that took this time
-                async with self._watched(answer) as alive:
+                async with watched(self._deadline) as alive:
                     await self._exchange(engine, question, answer, alive)
+        except Silent as exc:
+            if self._stopped:
+                raise asyncio.CancelledError from exc
+            if not answer.complete:  # else the answer is whole, and its connection still open
+                seconds = self._config.remote_timeout
+                raise Trouble(
+                    f'says nothing more for {seconds:g} s (remote_timeout)', away=True, again=True
+                ) from exc
         except httpx.HTTPError as exc:
             if not answer.complete:
                 gone = isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout))
@@ -284,46 +293,6 @@ class Call:
                         self._put(chunk)
                     if (answer.pieces, answer.complete) != before:
                         alive(GRACE if answer.complete else seconds)
-
-    @asynccontextmanager
-    async def _watched(self, answer: Answer) -> AsyncIterator[Callable[[float], None]]:
-        """
-        End the work when the server is silent for too long; what is yielded puts that off.
-
-        :raises Trouble: it was
-        """
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        silent = False
-
-        def end() -> None:
-            nonlocal silent
-            silent = True
-            task.cancel()
-
-        timer = loop.call_at(self._deadline, end)
-
-        def alive(seconds: float) -> None:
-            nonlocal timer
-            timer.cancel()
-            timer = loop.call_later(seconds, end)
-
-        try:
-            yield alive
-        except asyncio.CancelledError:
-            if not silent or self._stopped:
-                raise
-            if hasattr(task, 'uncancel'):  # Python 3.11
-                task.uncancel()
-            if answer.complete:  # the answer is whole, and its connection is still open
-                return
-            raise Trouble(
-                f'says nothing more for {self._config.remote_timeout:g} s (remote_timeout)',
-                away=True, again=True,
-            ) from None  # fmt: skip
-        finally:
-            timer.cancel()
 
     # -- 3. the model here ---------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from .conftest import remote, serving
 from .odd_server import ANSWER, odd_server
 
 #: seconds of the test with many clients; two minutes for a release
-SECONDS = float(os.environ.get('HOBOT_VLM_LOAD_SECONDS', '2'))
+SECONDS = float(os.environ.get('HOBOT_VLM_LOAD_SECONDS', '1'))
 CLIENTS = 10
 #: how often something is looked at that is to come within some seconds
 TICK = 0.02
@@ -74,7 +74,8 @@ def test_the_fallback_answers_until_the_server_is_back(demo, sample):
         assert vlm.ask('Hello', json_schema={'type': 'null'}).text == 'null'
 
 
-def test_without_a_fallback_an_error_says_what_is_wrong():
+def test_without_a_fallback_an_error_says_what_is_wrong(monkeypatch):
+    monkeypatch.setattr(call, 'PAUSE', 0.01)
     url = f'http://127.0.0.1:{free_port()}/v1'
     with VLM.load(url) as vlm:
         for ask in (vlm.ask, vlm.tokenize, vlm.conversation().ask):

@@ -31,6 +31,7 @@ PAIRS = (
     ('docs/models.md', 'docs/models_cn.md'),
     ('docs/many_at_once.md', 'docs/many_at_once_cn.md'),
     ('docs/rdk.md', 'docs/rdk_cn.md'),
+    ('docs/remote.md', 'docs/remote_cn.md'),
     ('docs/serving.md', 'docs/serving_cn.md'),
     ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'),
 )

@@ -139,7 +139,7 @@ def test_elsewhere():
         ('bpu_cores', 'encoders/test_bpu.py', 'bpu_cores'),
         ('bpu_priority', 'encoders/test_bpu.py', 'priority'),
         ('remote_model', 'remote/test_remote.py', 'remote_model'),
-        ('remote_timeout', 'remote/test_odd_servers.py', 'remote_timeout=TIMEOUT'),
+        ('remote_timeout', 'remote/test_odd_servers.py', 'remote_timeout=timeout'),
         ('remote_image_side', 'remote/test_remote.py', 'remote_image_side=500'),
         ('remote_jpeg_quality', 'remote/test_remote.py', 'remote_jpeg_quality=50'),
         ('fallback', 'remote/test_engines.py', "fallback='demo'"),

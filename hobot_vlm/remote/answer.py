@@ -15,13 +15,17 @@ from .events import END, Event
 from .trouble import shortened, Trouble
 from ..engine.detokenizer import AnswerText
 from ..engine.request import Request
-from ..values import Reply, TextChunk, Timings, TokenLogprob
+from ..values import Progress, Reply, TextChunk, Timings, TokenLogprob
 
 #: characters of one token at most: the longest of usual vocabularies are 128 spaces. A server that
 #: says more than ``n_predict`` of them does not keep to it
 MOST_CHARACTERS = 256
 #: words of servers for an answer that they gave up
 FAILED = ('abort', 'error', 'content_filter', 'failed')
+#: where a server says how far it is: `vlm serve` with tiles, llama.cpp with tokens
+PROGRESS = {'image_progress': 'encoded', 'prompt_progress': 'processed'}
+#: steps that are believed: the tokens of the largest context
+MOST_STEPS = 1 << 20
 #: where reasoning stands: LMDeploy, SGLang and llama.cpp; vLLM since 0.12
 REASONING = ('reasoning_content', 'reasoning')
 
@@ -48,6 +52,9 @@ class Answer:
         self._characters = 0
         #: events that said something
         self.pieces = 0
+        #: how far the server is with its pictures, and how much it did before the first word
+        self.progress = Progress()
+        self.done = 0
         self._reason = ''
         self.model = ''
 
@@ -138,6 +145,15 @@ class Answer:
             self._usage = event['usage']
         if isinstance(event.get('timings'), dict):
             self._times = event['timings']
+        for name, count in PROGRESS.items():
+            found = event.get(name)
+            if isinstance(found, dict):
+                done, total = _whole(found.get(count)), _whole(found.get('total'))
+                if self.done < done <= total <= MOST_STEPS:
+                    self.done = done
+                if name == 'image_progress':
+                    left = _number(found.get('seconds_left'))
+                    self.progress = Progress(min(done, total), total, left)
 
     def _read_logprobs(self, found: Any) -> list[TokenLogprob]:
         if not self._request.logprobs or not isinstance(found, dict):

@@ -186,6 +186,7 @@ def body_of(
         'stream': True,
         'stream_options': {'include_usage': True},
         'max_tokens': config.n_predict,
+        **dialect.more,
         **_sampling(dialect, request, config),
         **_form(dialect, config),
         **_thinking(dialect, config),

@@ -35,7 +35,7 @@ from ..engine.request import make_request, Request
 from ..engine.stream import Mailbox
 from ..errors import PromptError, RemoteError, VlmError
 from ..families import boxes
-from ..values import Reply, TextChunk
+from ..values import Progress, Reply, TextChunk
 
 if TYPE_CHECKING:
     from .conversation import RemoteConversation
@@ -90,6 +90,10 @@ class Call:
     def cancel(self) -> None:
         """Stop it; returns at once."""
         self._vlm.soon(self.stop, 'cancelled')
+
+    def progress(self) -> Progress:
+        """Say how far the server is with the pictures, where it does."""
+        return self._answer.progress
 
     # -- on the loop ---------------------------------------------------------------------------
 
@@ -288,10 +292,10 @@ class Call:
             streamed = kind != 'application/json'
             async with aclosing(events(response.aiter_raw(), streamed)) as found:
                 async for event in found:
-                    before = answer.pieces, answer.complete
+                    before = answer.pieces, answer.done, answer.complete
                     for chunk in answer.feed(event):
                         self._put(chunk)
-                    if (answer.pieces, answer.complete) != before:
+                    if (answer.pieces, answer.done, answer.complete) != before:
                         alive(GRACE if answer.complete else seconds)
 
     # -- 3. the model here ---------------------------------------------------------------------

@@ -76,6 +76,7 @@ class Dialect:
     :param thinking: whether to reason -> fields; None: it has none
     :param tiles: most tiles of a picture -> fields beside its URL; None: it has none
     :param tokenizing: None: it does not tell
+    :param more: fields that every request has
     :param most_open: requests that it is sent at once; 0: as many as there are
     """
 
@@ -87,9 +88,12 @@ class Dialect:
     thinking: Callable[[bool], Fields] | None = None
     tiles: Callable[[int], Fields] | None = None
     tokenizing: Tokenizing | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
     most_open: int = 0
 
 
+#: says how far pictures and prompt are: a server that works is not silent
+_PROGRESS = {'return_progress': True}
 _OTHERS = {'top_k': 'top_k', 'min_p': 'min_p', 'repeat_penalty': 'repetition_penalty'}
 _LLAMA = {'top_k': 'top_k', 'min_p': 'min_p', 'repeat_penalty': 'repeat_penalty'}
 
@@ -103,6 +107,7 @@ DIALECTS = {
         thinking=_enable_thinking,
         tiles=lambda n: {'max_dynamic_patch': n},
         tokenizing=Tokenizing('/tokenize', 'content', {}, 'tokens'),
+        more=_PROGRESS,
     ),
     'lmdeploy': Dialect(
         'LMDeploy',
@@ -135,6 +140,7 @@ DIALECTS = {
         grammar=_field('grammar'),
         thinking=_enable_thinking,
         tokenizing=Tokenizing('/tokenize', 'content', {}, 'tokens'),
+        more=_PROGRESS,
     ),
     'llama-cpp-python': Dialect(
         'llama-cpp-python',

@@ -197,7 +197,7 @@ class RemoteVLM(VLM):
             call = Call(self, request, config, conversation)
             self._open[call.number] = call
         self.soon(call.start)
-        return Stream(call.mailbox, call.cancel)
+        return Stream(call.mailbox, call.cancel, call.progress)
 
     def ask_many(
         self, questions: List[tuple[Any, Images] | Request], parallel: int = 8, **more: Any

@@ -297,6 +297,16 @@ def busy_once(visit):
 
 
 @way
+def slow_with_progress(visit):
+    visit.head()
+    for done in range(8):
+        visit.event({'choices': [], 'image_progress': {'encoded': done, 'total': 8}})
+        time.sleep(0.2)
+    visit.pieces()
+    visit.end()
+
+
+@way
 def fails_at_first(visit):
     if visit.number == 1:
         visit.whole('500 Internal Server Error', {'detail': 'oops'})
@@ -332,6 +342,7 @@ NO_ANSWER = {
     'slow_head': 'remote_timeout',
     'pings_for_ever': 'remote_timeout',
     'nothing_for_ever': 'remote_timeout',
+    'progress_without_end': 'remote_timeout',
     'html': 'gives no answer',
     'huge_line': 'more than 4 MB',
     'huge_error': 'more than 1 MB',
@@ -461,6 +472,14 @@ def nothing_for_ever(visit):
     visit.head()
     while not visit.over.is_set():
         visit.delta(content='')
+
+
+@way
+def progress_without_end(visit):
+    visit.head()
+    while not visit.over.is_set():
+        visit.event({'choices': [], 'image_progress': {'encoded': 3, 'total': 2}})
+        visit.event({'choices': [], 'prompt_progress': {'processed': 1, 'total': 1}})
 
 
 @way

@@ -9,10 +9,12 @@ import pytest
 from .conftest import remote
 from .odd_server import ANSWER, CUT, NO_ANSWER, odd_server, WAYS
 
-#: seconds that a server may be silent, where it is to be found out
-TIMEOUT = 0.3
+#: seconds that a server may be silent, where it is to be found out, before a word and after one
+TIMEOUT, LATER_TIMEOUT = 0.3, 1.0
 ODD_TEXT = ('not_utf_8', 'half_characters')
-ANSWERED = [name for name in WAYS if name not in {*NO_ANSWER, *CUT, *ODD_TEXT}]
+ANSWERED = [
+    name for name in WAYS if name not in {*NO_ANSWER, *CUT, *ODD_TEXT, 'slow_with_progress'}
+]
 
 
 def ask(vlm, way, **more):
@@ -52,13 +54,14 @@ def test_answered(odd, demo, way):
 
 @pytest.mark.parametrize('way', NO_ANSWER)
 def test_no_answer(odd, demo, way):
-    with remote(odd.url, remote_timeout=TIMEOUT) as vlm:
+    timeout = TIMEOUT if NO_ANSWER[way] == 'remote_timeout' else 60
+    with remote(odd.url, remote_timeout=timeout) as vlm:
         pieces, error = ask(vlm, way)
     assert isinstance(error, RemoteError) and not pieces
     with pytest.raises(RemoteError, match=NO_ANSWER[way]):
         raise error
     assert len(str(error)) < 700 and str(error).isprintable()
-    with remote(odd.url, demo, remote_timeout=TIMEOUT) as vlm:
+    with remote(odd.url, demo, remote_timeout=timeout) as vlm:
         pieces, reply = ask(vlm, way)
     assert reply.model == 'demo' and reply.completion_tokens
     assert ''.join(pieces) == reply.text
@@ -67,7 +70,8 @@ def test_no_answer(odd, demo, way):
 @pytest.mark.parametrize('way', CUT)
 def test_cut(odd, demo, way):
     before = odd.counts[way]
-    with remote(odd.url, demo, remote_timeout=TIMEOUT) as vlm:
+    timeout = LATER_TIMEOUT if CUT[way] == 'remote_timeout' else 60
+    with remote(odd.url, demo, remote_timeout=timeout) as vlm:
         pieces, error = ask(vlm, way)
     assert ''.join(pieces).startswith(('The door', 'word'))
     with pytest.raises(RemoteError, match=CUT[way]):
@@ -98,6 +102,13 @@ def test_others_wait_for_a_server_that_asks_for_patience(odd, demo):
         assert server.counts['busy_once'] == 2
         assert vlm.ask('busy_for_an_hour').model == 'demo'
         assert vlm.ask('good').model == f'odd@{server.url}'
+
+
+def test_a_server_that_says_how_far_it_is_is_not_silent(odd):
+    with remote(odd.url, remote_timeout=LATER_TIMEOUT) as vlm:
+        stream = vlm.stream('slow_with_progress')
+        assert stream.wait().text == ANSWER
+        assert (stream.progress.done, stream.progress.total) == (7, 8)
 
 
 def test_logprobs_that_are_wanted_and_not_given(odd, demo):

@@ -38,7 +38,7 @@ class Answer:
     """
 
     def __init__(self, request: Request, n_predict: int, submitted: float) -> None:
-        self._request = request
+        self.request = request  # as the server is asked it
         self._most = n_predict * MOST_CHARACTERS
         self._submitted = submitted
         self._split = AnswerText()
@@ -57,6 +57,7 @@ class Answer:
         self.done = 0
         self._reason = ''
         self.model = ''
+        self.shares: dict[str, float] = {}  # of the choices, as the server says
 
     @property
     def text(self) -> str:
@@ -91,6 +92,8 @@ class Answer:
         if not isinstance(choices, list) or not isinstance(choices[0], dict):
             raise Trouble('sends choices that are none', again=True)
         choice = choices[0]
+        if isinstance(choice.get('choice_probabilities'), dict):
+            self._note({'choice_probabilities': choice['choice_probabilities']})
         said = choice.get('delta') or choice.get('message') or {}
         if not isinstance(said, dict):
             raise Trouble('sends a delta that is no object', again=True)
@@ -99,7 +102,7 @@ class Answer:
         chunks = [TextChunk(thought, thinking=True)] if thought else []
         content = _text(said.get('content'))
         if content:
-            if self._request.logprobs and not logprobs and not self._logprobs:
+            if self.request.logprobs and not logprobs and not self._logprobs:
                 raise Trouble('gives no logprobs, and they are wanted')
             chunks += self._split.feed(content)
         if thought or content:
@@ -145,6 +148,9 @@ class Answer:
             self._usage = event['usage']
         if isinstance(event.get('timings'), dict):
             self._times = event['timings']
+        shares = event.get('choice_probabilities')
+        if isinstance(shares, dict):
+            self.shares = {str(name): _number(share) for name, share in shares.items()}
         for name, count in PROGRESS.items():
             found = event.get(name)
             if isinstance(found, dict):
@@ -156,7 +162,7 @@ class Answer:
                     self.progress = Progress(min(done, total), total, left)
 
     def _read_logprobs(self, found: Any) -> list[TokenLogprob]:
-        if not self._request.logprobs or not isinstance(found, dict):
+        if not self.request.logprobs or not isinstance(found, dict):
             return []
         try:
             if isinstance(found.get('content'), list):
@@ -166,7 +172,7 @@ class Answer:
                         float(entry['logprob']),
                         tuple(
                             (str(top['token']), float(top['logprob']))
-                            for top in (entry.get('top_logprobs') or ())[: self._request.logprobs]
+                            for top in (entry.get('top_logprobs') or ())[: self.request.logprobs]
                         ),
                     )
                     for entry in found['content']

@@ -19,6 +19,7 @@ from ..engine.request import Request
 from ..errors import ConfigError, GrammarError, PromptError
 from ..families import boxes
 from ..option import default_of
+from ..values import Text
 
 Content = list[str | Picture]
 
@@ -139,10 +140,12 @@ def question_of(
     return question
 
 
-def _finding(thing: str) -> str:
-    """Ask where a thing is, in the words that InternVL was taught."""
-    opening, closing = boxes.MARKS
-    return f'{boxes.QUESTION}{opening}{thing}{closing}'
+def _finding(prompt: str) -> str:
+    """Ask where a thing is, in the words that models were taught."""
+    asked = boxes.question(prompt, ())
+    if isinstance(asked, str):
+        return asked
+    return ''.join(span.text for span in asked if isinstance(span, Text))
 
 
 def _with_names(pictures: Sequence[Picture], label: str) -> Content:
@@ -189,6 +192,7 @@ def body_of(
         **dialect.more,
         **_sampling(dialect, request, config),
         **_form(dialect, config),
+        **(dialect.choices(request.choices) if dialect.choices and request.choices else {}),
         **_thinking(dialect, config),
     }
     return json.dumps(fields, ensure_ascii=False).encode('utf-8', 'replace')

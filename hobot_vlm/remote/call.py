@@ -25,6 +25,7 @@ import httpx
 
 from .answer import Answer
 from .body import body_of, Content, Exchange, Question, question_of
+from .choosing import as_asked, chosen
 from .engines import check, Engine, LONGEST_PAUSE, reason
 from .events import events
 from .pictures import Picture, prepare
@@ -34,7 +35,7 @@ from ..config import Config
 from ..engine.request import make_request, Request
 from ..engine.stream import Mailbox
 from ..errors import PromptError, RemoteError, VlmError
-from ..families import boxes
+from ..families import boxes, grounding
 from ..values import Progress, Reply, TextChunk
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Call:
         self._answer = Answer(request, config.n_predict, self._submitted)
         self._local: Reply | None = None
         self._given = False  # whether a word went out
+        self._answering_here = False
         self._engine: Engine | None = None  # that was asked last
         self._stopped = ''  # why it ends before its time
         self._queued = self._preprocess = 0.0
@@ -142,8 +144,9 @@ class Call:
         return last
 
     def _put(self, chunk: TextChunk) -> None:
-        self._given = True
-        self.mailbox.put(chunk)
+        if not self._request.choices or self._answering_here:  # else it is known at the end
+            self._given = True
+            self.mailbox.put(chunk)
 
     async def _run(self) -> Reply:
         # 1. pictures, and the turn before
@@ -270,7 +273,11 @@ class Call:
             )
         for chunk in answer.finish():
             self._put(chunk)
-        return self._reply('')
+        reply = self._reply('')
+        if self._request.choices:
+            reply = chosen(reply, self._request.choices, answer.shares)
+            self.mailbox.put(TextChunk(reply.text))
+        return reply
 
     async def _exchange(
         self, engine: Engine, question: Question, answer: Answer, alive: Callable[[float], None]
@@ -280,8 +287,9 @@ class Call:
         if not engine.known:
             await engine.probe(client, seconds)
         assert engine.dialect is not None
+        answer.request, config = as_asked(self._request, self._config, engine.dialect)
         body = await self._vlm.in_thread(
-            body_of, engine.name, engine.dialect, question, self._request, self._config
+            body_of, engine.name, engine.dialect, question, answer.request, config
         )
         self._queued = perf_counter() - self._submitted - self._preprocess
         self.sent = True
@@ -304,6 +312,7 @@ class Call:
         """Have the model of ``fallback`` answer."""
         local = self._vlm.local
         assert local is not None
+        self._answering_here = True
         self._answer = Answer(self._request, self._config.n_predict, self._submitted)
         lost = perf_counter() - self._submitted
         stream = local.submit(self._for_local(question))
@@ -350,12 +359,12 @@ class Call:
             reply = replace(
                 reply, model=f'{self._answer.model or self._engine.name}@{self._engine.url}'
             )
-        if self._request.find and self._pictures and self._pictures[0]:
+        if self._pictures and self._pictures[0]:
             # thousandths of the whole picture, so any size of a tile will do
-            width, height = self._pictures[0][0].size
-            thing = str(self._request.prompt)
-            found = boxes.find(reply.text, thing, width, height, boxes.SCALE, 'fill')
-            reply = replace(reply, boxes=found)
+            thing = boxes.task(str(self._request.prompt))[1] if self._request.find else ''
+            frame = grounding.Frame(*self._pictures[0][0].size, boxes.SCALE, 'fill')
+            found, points = grounding.read(reply.text, thing, frame, self._request.find)
+            reply = replace(reply, boxes=found, points=points)
         return reply
 
 

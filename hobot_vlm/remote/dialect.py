@@ -6,7 +6,7 @@ A table, and nothing that connects. What a server has no field for is an error t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,7 @@ class Dialect:
     :param thinking: whether to reason -> fields; None: it has none
     :param tiles: most tiles of a picture -> fields beside its URL; None: it has none
     :param tokenizing: None: it does not tell
+    :param choices: texts -> fields, where its answer has a share for each; None: it has none
     :param more: fields that every request has
     :param most_open: requests that it is sent at once; 0: as many as there are
     """
@@ -88,6 +89,7 @@ class Dialect:
     thinking: Callable[[bool], Fields] | None = None
     tiles: Callable[[int], Fields] | None = None
     tokenizing: Tokenizing | None = None
+    choices: Callable[[Sequence[str]], Fields] | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     most_open: int = 0
 
@@ -107,6 +109,7 @@ DIALECTS = {
         thinking=_enable_thinking,
         tiles=lambda n: {'max_dynamic_patch': n},
         tokenizing=Tokenizing('/tokenize', 'content', {}, 'tokens'),
+        choices=lambda texts: {'structured_outputs': {'choice': list(texts)}},
         more=_PROGRESS,
     ),
     'lmdeploy': Dialect(

@@ -21,7 +21,6 @@ import httpx
 
 from .address import read_address
 from .call import Call
-from .choosing import share
 from .conversation import read, RemoteConversation
 from .engines import Engine, Engines
 from .pictures import prepare
@@ -216,17 +215,6 @@ class RemoteVLM(VLM):
 
         with ThreadPoolExecutor(parallel, 'ask') as pool:
             return list(pool.map(ask, questions))
-
-    def choose(
-        self, question: Any, images: Images = None, choices: List[str] = (), **more: Any
-    ) -> dict[str, float]:
-        """
-        Say how likely each answer is, by the probabilities of the first token.
-
-        :raises ConfigError: choices that cannot be, or that begin alike
-        :raises RemoteError: the server gives no probabilities
-        """
-        return share(self, question, images, choices, more)
 
     def encode(self, images: Images, **options: Any) -> None:
         """See whether pictures can be read; a server encodes them when it is asked."""

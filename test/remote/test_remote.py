@@ -19,11 +19,10 @@ from hobot_vlm import (
 from hobot_vlm.config import Config
 from hobot_vlm.remote.address import Address, read_address
 from hobot_vlm.remote.body import body_of, Exchange, Question, question_of
-from hobot_vlm.remote.choosing import weigh
 from hobot_vlm.remote.dialect import DIALECTS
 from hobot_vlm.remote.pictures import Picture, prepare
 from hobot_vlm.remote.vlm import KEY_VARIABLE
-from hobot_vlm.values import Reply, TokenLogprob, Video
+from hobot_vlm.values import Reply, Video
 from hobot_vlm.vlm import make_request
 import numpy as np
 from PIL import Image
@@ -153,14 +152,33 @@ def test_leaving_and_cancelling_end_it_there_too(far, demo):
 
 def test_tokens_and_choices(far, demo, sample):
     assert far.tokenize('<|im_end|> hello') == demo.tokenize('<|im_end|> hello')
-    shares = far.choose(QUESTION, sample, ['There is a dog', 'No'])
-    assert shares['There is a dog'] > 0.9 and sum(shares.values()) == pytest.approx(1)
-    with pytest.raises(ConfigError, match='begin alike'):
-        far.choose(QUESTION, sample, ['There is a dog', 'There is a cat'])
-    with pytest.raises(RemoteError, match='none of the 20'):
-        weigh(TokenLogprob('x', 0.0, ()), ['yes', 'no'])
+    choices = ['There is a dog', 'There is a cat', 'No']
+    here, there = (vlm.ask(QUESTION, sample, choices=choices) for vlm in (demo, far))
+    assert there.text == here.text == choices[0]
+    assert there.choices == pytest.approx(here.choices, abs=0.02)
+    assert far.choose('Is there a dog?', sample, ['yes', 'no'])['yes'] > 0.5
+    with pytest.raises(ConfigError, match='exact'):
+        far.choose(QUESTION, sample, choices, exact=True)
     with pytest.raises(ConfigError, match='choices'):
         far.choose(QUESTION, sample, ['yes'])
+
+
+def test_choices_by_the_first_token(address, demo, sample):
+    with VLM.load(f'vllm/demo@{address}') as vlm:
+        stream = vlm.stream(QUESTION, sample, choices=['There is a dog', 'No'])
+        (chunk,) = stream
+        reply = stream.wait()
+        assert reply.text == chunk.text == 'There is a dog'
+        assert sum(reply.choices.values()) == pytest.approx(1) and not reply.logprobs
+        with pytest.raises(RemoteError, match='begin alike'):
+            vlm.choose(QUESTION, sample, ['There is a dog', 'There is a cat'])
+        with pytest.raises(RemoteError, match='none of the choices'):
+            vlm.choose(QUESTION, sample, ['qqq', 'zzz'])
+        vlm.local = demo
+        assert (
+            vlm.ask(QUESTION, sample, choices=['There is a dog', 'There is a cat']).model == 'demo'
+        )
+        vlm.local = None
 
 
 def test_what_it_is(far, demo, sample, address):
@@ -386,6 +404,6 @@ def test_every_public_member_of_a_model_here_is_there_too(far):
     """What ``VLM`` has and a model elsewhere cannot have says so."""
     own = {name for name in vars(VLM) if not name.startswith('_')}
     there = {name for name in vars(type(far)) if not name.startswith('_')}
-    shared = {'load', 'models', 'download', 'ask', 'stream'}
+    shared = {'load', 'models', 'download', 'ask', 'stream', 'choose'}
     assert own - there == shared
     assert {item.name for item in fields(Config)} >= {'remote_model', 'remote_timeout', 'fallback'}

@@ -1,8 +1,9 @@
 """
 Choosing between given answers, as a server can.
 
-`vlm serve` weighs them whole, others give the probabilities of the first token alone. By these, choices that begin with the same token cannot be told apart, which is trouble. Knows
-requests and replies; nothing that connects.
+`vlm serve` weighs them whole, others give the probabilities of the first token alone. By these,
+choices that begin with the same token cannot be told apart, which is trouble. Knows requests and
+replies; nothing that connects.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ def test_the_server_goes_and_the_fallback_answers(robot, start, demo):
     robot.wait(
         'a warning',
         lambda: (
-            f'{url} is away' in robot.status().message
+            robot.status()
+            and f'{url} is away' in robot.status().message
             and robot.values().get('last model') == 'demo'
         ),
     )

@@ -20,6 +20,7 @@ from typing import Any, TYPE_CHECKING
 from .body import Exchange
 from .pictures import Picture
 from ..conversation import Conversation
+from ..conversation_file import as_path
 from ..errors import StateError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RemoteConversation(Conversation):
                 for exchange in self.exchanges
             ],
         }
-        path = Path(path).expanduser()
+        path = as_path(path)
         try:
             with tempfile.NamedTemporaryFile(
                 'w', encoding='utf-8', dir=path.parent, prefix=f'.{path.name}.', delete=False

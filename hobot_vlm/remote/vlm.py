@@ -28,6 +28,7 @@ from .tokens import tokenize
 from .trouble import Trouble
 from ..config import Config
 from ..conversation import Conversation
+from ..conversation_file import as_path
 from ..engine.engine import closed
 from ..engine.request import make_request, Request
 from ..engine.stream import Stream
@@ -233,7 +234,7 @@ class RemoteVLM(VLM):
 
         :raises StateError: the file cannot be read, or is of a model on a machine
         """
-        system, overflow, turns = read(Path(path).expanduser())
+        system, overflow, turns = read(as_path(path))
         return RemoteConversation(self, system, overflow, turns)
 
     def cancel(self) -> None:

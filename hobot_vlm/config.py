@@ -42,7 +42,29 @@ class Config:
     """Options of the engine; all have defaults, and all are checked on construction."""
 
     model: str = option(
-        'demo', 'model of the catalogue (see `vlm models`); explicit file names win'
+        'demo',
+        'model of the catalogue (see `vlm models`), or the address of a server, as in '
+        'http://host:8000/v1; explicit file names win over the catalogue',
+    )
+    remote_model: str = option(
+        '', 'name of the model on the server of an address; empty: the first that it lists'
+    )
+    # the slowest first token that a person waits for; an 8B model behind a queue stays below it
+    remote_timeout: float = option(
+        20.0,
+        'seconds without a piece of the answer after which a server counts as silent',
+        0.1,
+        3600.0,
+    )
+    # three tiles of InternVL, and what a camera of 1080 lines has after that is 0.2 MB
+    remote_image_side: int = option(
+        1344, 'longest side of a picture that goes to a server, in pixels', 28, 8192
+    )
+    remote_jpeg_quality: int = option(
+        85, 'quality of the JPEG pictures that go to a server', 1, 95
+    )
+    fallback: str = option(
+        '', 'model of the catalogue that answers while the servers do not; empty: none'
     )
     model_file_name: str = option('', 'vision encoder: .onnx, .bin, .hbm or mmproj .gguf')
     llm_model_name: str = option('', 'language model: .gguf of llama.cpp')
@@ -163,6 +185,11 @@ class Config:
                     'bpu_cores',
                 )
         self.gpu_shares()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the model is on another machine: ``model`` is an address."""
+        return '://' in self.model
 
     @classmethod
     def from_flat(cls: type[C], values: Mapping[str, Any]) -> C:

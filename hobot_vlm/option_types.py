@@ -49,6 +49,11 @@ class AskOptions(RequestOptions, total=False):
 class LoadOptions(RequestOptions, total=False):
     """What ``VLM.load`` takes."""
 
+    remote_model: str
+    remote_timeout: float
+    remote_image_side: int
+    remote_jpeg_quality: int
+    fallback: str
     model_file_name: str | Path
     llm_model_name: str | Path
     model_type: int

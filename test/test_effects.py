@@ -39,6 +39,8 @@ SHOWN_BY = {
     **dict.fromkeys(('n_ctx', 'n_batch', 'cache_type', 'flash_attention'), 'context'),
     **dict.fromkeys(('llm_threads', 'encoder_threads', 'mmap', 'warm_up'), 'runtime'),
     **dict.fromkeys(('n_gpu_layers', 'split_mode', 'main_gpu', 'tensor_split'), 'gpu'),
+    **dict.fromkeys(('remote_model', 'remote_timeout', 'remote_image_side'), 'elsewhere'),
+    **dict.fromkeys(('remote_jpeg_quality', 'fallback'), 'elsewhere'),
 }
 
 
@@ -133,11 +135,16 @@ def test_a_model_is_fetched_only_where_that_is_allowed(monkeypatch):
 
 
 def test_elsewhere():
-    """Shown by tests with the parts that they need: an adapter, and a board's runtime."""
+    """Shown by tests with what they need: an adapter, a board's runtime, a server."""
     for name, file, word in (
         ('lora_scale', 'llama/test_lora.py', 'lora_scale'),
         ('bpu_cores', 'encoders/test_bpu.py', 'bpu_cores'),
         ('bpu_priority', 'encoders/test_bpu.py', 'priority'),
+        ('remote_model', 'remote/test_remote.py', 'remote_model'),
+        ('remote_timeout', 'remote/test_odd_servers.py', 'remote_timeout=timeout'),
+        ('remote_image_side', 'remote/test_remote.py', 'remote_image_side=500'),
+        ('remote_jpeg_quality', 'remote/test_remote.py', 'remote_jpeg_quality=50'),
+        ('fallback', 'remote/test_engines.py', "fallback='demo'"),
     ):
         assert word in (MODELS.parent / file).read_text(encoding='utf-8'), name
 

@@ -17,7 +17,13 @@ from hobot_vlm.ros import topics
 ROOT = Path(__file__).parents[1]
 
 CHINESE = {
-    'model': '模型目录中的名称（见 `vlm models`）；直接给出文件名时以文件名为准',
+    'model': '模型目录中的名称（见 `vlm models`），或服务器地址，如 http://host:8000/v1；'
+    '直接给出文件名时以文件名为准，而不用目录',
+    'remote_model': '地址所指服务器上的模型名称；留空则用其列出的第一个',
+    'remote_timeout': '服务器多少秒没有给出回答的任何片段就算无响应',
+    'remote_image_side': '发往服务器的图片的最长边（像素）',
+    'remote_jpeg_quality': '发往服务器的 JPEG 图片的质量',
+    'fallback': '服务器不回答时由目录中的哪个模型回答；留空则没有',
     'model_file_name': '视觉编码器：.onnx、.bin、.hbm 或 mmproj .gguf',
     'llm_model_name': '语言模型：llama.cpp 的 .gguf 文件',
     'model_type': f'模型系列：{"，".join(family_words(" 为 "))}，-1 根据文件自动判断',

@@ -309,6 +309,8 @@ def note_end(reply: Reply, config: Config, as_json: bool) -> int:
     end = (
         f'cut off after {reply.completion_tokens} tokens; --n-predict allows more'
         if reply.completion_tokens >= config.n_predict
+        else 'cut off by the server'
+        if config.is_remote
         else f'cut off where the context of {config.n_ctx} is full; --n-ctx makes it larger'
     )
     if options.is_constrained(config):
@@ -327,5 +329,5 @@ def timings(reply: Reply) -> str:
         f'{reply.reused_tokens} reused), {reply.completion_tokens} answered, '
         f'{reply.finish_reason}; picture {t.preprocess_ms:.0f} + {t.encode_ms:.0f} ms, '
         f'prefill {t.prefill_ms:.0f} ms, first token after {t.ttft_ms:.0f} ms, '
-        f'{t.tokens_per_second:.1f} tokens/s'
+        f'{t.tokens_per_second:.1f} tokens/s' + (f', by {reply.model}' if reply.model else '')
     )

@@ -19,9 +19,9 @@ from .encoders import EncoderOptions, open_encoder, VisionEncoder
 from .errors import ConfigError
 from .families import detect, Family
 from .families.pairing import check_pair
-from .llama.backend import offloads
 from .llama.context import Context
 from .llama.gguf import parts
+from .llama.gpu import Sharing
 from .llama.model import Model
 from .llama.probe import check_loads
 from .prompt.template import CHATML, ChatTemplate, PLAIN
@@ -83,14 +83,11 @@ def load(config: Config) -> Parts:
             flash_attention=config.flash_attention,
         )
         # 2. language
-        if config.n_gpu_layers and not offloads():
-            logger.warning(
-                'n_gpu_layers is %d and has no effect: this llama-cpp-python is for the CPU. '
-                'For CUDA: CMAKE_ARGS=-DGGML_CUDA=on pip install --no-cache-dir --force-reinstall '
-                'llama-cpp-python; -DGGML_VULKAN=on and -DGGML_METAL=on for others',
-                config.n_gpu_layers,
-            )
-        model = Model(parts(files.decoder)[0], n_gpu_layers=config.n_gpu_layers, mmap=config.mmap)
+        gpus = Sharing(
+            config.n_gpu_layers, config.split_mode, config.main_gpu, config.gpu_shares()
+        )
+        gpus.check()
+        model = Model(parts(files.decoder)[0], gpus=gpus, mmap=config.mmap)
         undo.callback(model.close)
         context = Context(
             model,
@@ -114,6 +111,7 @@ def load(config: Config) -> Parts:
                     config.bpu_priority,
                     config.cores(),
                     config.encoder_device,
+                    config.n_gpu_layers != 0,
                 ),
             )
             undo.callback(encoder.close)

@@ -202,14 +202,9 @@ class Assembly:
         if self._config.feed_type == FEED_TOPICS:
             self._watch.start()
         if self._config.serve:
-            self._serving = Serving(
-                self.vlm,
-                self._config,
-                self.inbox,
-                self._reader,
-                self._picture,
-                self._watch if self._config.feed_type == FEED_TOPICS else None,
-            )
+            parts = self.vlm, self._config, self.inbox, self._reader, self._picture
+            watch = self._watch if self._config.feed_type == FEED_TOPICS else None
+            self._serving = Serving(*parts, watch)
         if not self._first_asked:
             self._first_asked = True
             self._ask_first()

@@ -19,6 +19,8 @@ from .option import checked, option, unknown_option
 from .parameter_file import read_parameter_file
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
+#: ``encoder_device`` of a model whose pictures come encoded
+ELSEWHERE = 'elsewhere'
 
 C = TypeVar('C', bound='Config')
 
@@ -71,7 +73,8 @@ class Config:
     encoder_device: str = option(
         'auto',
         'what runs the vision encoder: cpu, cpu-int8, openvino, libmtmd, bpu, or a provider of '
-        'ONNX Runtime such as cuda; auto: the fastest, measured at the first load of a file',
+        'ONNX Runtime such as cuda; auto: the fastest, measured at the first load of a file; '
+        'elsewhere: none here, pictures come encoded',
     )
     bpu_priority: int = option(0, 'scheduling priority of the BPU encoder', 0, 255)
     bpu_cores: str = option('', 'BPU cores of the encoder, as in 0 or 0,1; empty: any')

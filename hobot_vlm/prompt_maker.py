@@ -141,19 +141,22 @@ class PromptMaker:
             same = 0  # the oldest turns leave with the next question
         return Prompt(one.ids[:same], [item for item in one.tiles if item[0] < same])
 
-    def with_boxes(self, request: Request, size: tuple[int, int], reply: Reply) -> Reply:
+    def with_boxes(self, request: Request, image: ImageEmbedding, reply: Reply) -> Reply:
         """
-        Add the boxes of an answer, which are those in the first picture.
+        Add the boxes of an answer.
 
-        :param size: (width, height) of that picture in pixels
+        :param image: the first picture, which they are in
         """
         parts = self._parts
-        assert parts.family is not None and parts.encoder is not None
-        fit = parts.config.fit or parts.family.default_fit
+        assert parts.family is not None
+        if image.made_by is not None:
+            tile_size, fit = image.made_by
+        else:
+            assert parts.encoder is not None
+            tile_size, fit = parts.encoder.tile_size, parts.config.fit
+        fit = fit or parts.family.default_fit
         thing = str(request.prompt)
-        return replace(
-            reply, boxes=boxes.find(reply.text, thing, *size, parts.encoder.tile_size, fit)
-        )
+        return replace(reply, boxes=boxes.find(reply.text, thing, *image.size, tile_size, fit))
 
     def _system_text(self, config: Config) -> str:
         chosen, family = config.system_text(), self._parts.family

@@ -15,13 +15,15 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LAYERS = {
     **dict.fromkeys(('cli', 'server', 'ros', 'maix', '__main__'), 4),
     **dict.fromkeys(
-        ('vlm', 'conversation', 'conversation_file', 'many', 'choosing', 'option_types'), 3
+        ('vlm', 'vision', 'conversation', 'conversation_file', 'many', 'choosing', 'option_types'),
+        3,
     ),
     **dict.fromkeys(('loader', 'engine', 'prompt_maker', 'catalogue', 'hub', 'transfer'), 2),
     **dict.fromkeys(('prompt', 'families', 'encoders', 'llama', 'image', 'demo'), 1),
     **dict.fromkeys(
         (
             'values',
+            'encoded',
             'errors',
             'config',
             'option',
@@ -35,7 +37,8 @@ LAYERS = {
     ),
 }
 #: what front ends may import, besides themselves
-DOORS = {'vlm', 'config', 'option', 'option_types', 'errors', 'values', 'machine', '__init__'}
+DOORS = {'vlm', 'vision', 'config', 'option', 'option_types', 'errors', 'values', 'encoded'}
+DOORS |= {'machine', '__init__'}
 FRONT_ENDS = {name for name, layer in LAYERS.items() if layer == 4}
 #: within the engine, from what runs a model to what is asked
 ENGINE = ('engine', 'scheduler', 'room', 'sequence', 'stream', 'request', 'detokenizer')

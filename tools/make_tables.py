@@ -34,7 +34,8 @@ CHINESE = {
     'llm_threads': '语言模型的线程数；0 表示每核一个',
     'encoder_threads': 'CPU 编码器的线程数；0 表示每核一个',
     'encoder_device': '由谁运行视觉编码器：cpu、cpu-int8、openvino、libmtmd、bpu，或 ONNX Runtime '
-    '的其他执行提供程序，如 cuda；auto：首次加载文件时测速，取最快的',
+    '的其他执行提供程序，如 cuda；auto：首次加载文件时测速，取最快的；'
+    'elsewhere：本机不编码，图片以编码后的形式传来',
     'bpu_priority': 'BPU 编码器的调度优先级',
     'bpu_cores': '编码器使用的 BPU 核，如 0 或 0,1；留空不限',
     'temperature': '回答的随机程度；0 表示总取最可能的 token',

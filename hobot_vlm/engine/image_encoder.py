@@ -19,8 +19,11 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
+import numpy.typing as npt
 
+from .encoded_images import check_fits, to_embedding
 from ..config import Config
+from ..encoded import EncodedImage
 from ..encoders import VisionEncoder
 from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
@@ -73,8 +76,15 @@ class _Task:
 class ImageEncoder:
     """The vision half of a model; all methods are safe from any thread."""
 
-    def __init__(self, encoder: VisionEncoder | None, family: Family | None):
-        self._encoder, self._family = encoder, family
+    def __init__(self, encoder: VisionEncoder | None, family: Family | None, n_embd: int = 0):
+        """
+        Begin with nothing.
+
+        :param encoder: None where pictures come encoded, or none come
+        :param family: None for a language model without pictures
+        :param n_embd: width that pictures must have that come encoded
+        """
+        self._encoder, self._family, self._n_embd = encoder, family, n_embd
         self.hits = self.misses = 0  # pictures that were known, and that were not
         self._lock = threading.RLock()  # guards all below
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
@@ -85,7 +95,7 @@ class ImageEncoder:
         self._closed = False
         self._preparers: ThreadPoolExecutor | None = None
         self._thread: threading.Thread | None = None  # while there are tiles to encode
-        if encoder is not None:
+        if family is not None:
             self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
 
     def submit(self, sources: Sequence[ImageSource], config: Config, priority: int) -> ImageJob:
@@ -159,6 +169,15 @@ class ImageEncoder:
             for source in sources:
                 if job.abandoned:
                     raise InferenceError('the request was cancelled')
+                if isinstance(source, EncodedImage):
+                    images.append(self._encoded(source, config))
+                    continue
+                if self._encoder is None:
+                    raise ModelMismatch(
+                        'the vision encoder of this model is elsewhere, and this picture is not '
+                        'encoded: expected what `ros2 run hobot_vlm encode` or '
+                        'VLM.encode_image gives'
+                    )
                 if isinstance(source, Video) or is_video(source):
                     images += self._prepare_video(source, job, config, priority)
                     continue
@@ -178,8 +197,7 @@ class ImageEncoder:
         and both wait for each other at every step: six times on two busy cores, together they
         took 1.2 to 3.9 times as long as each alone.
         """
-        assert self._encoder is not None
-        elsewhere = self._encoder.elsewhere
+        elsewhere = self._encoder is None or self._encoder.elsewhere
         tiles = [tile for image in images for tile in image.tiles]
         waits = [tile.encoded for tile in tiles if not (tile.tokens and elsewhere)]
 
@@ -217,6 +235,20 @@ class ImageEncoder:
             )
             for frame in frames
         ]
+
+    def _encoded(self, given: EncodedImage, config: Config) -> ImageEmbedding:
+        """Take in a picture that was encoded elsewhere, as if it had been here."""
+        assert self._family is not None
+        check_fits(given, self._family, self._n_embd)
+        share = config.keep_image_tokens
+        key = _hash(f'encoded {share}'.encode(), np.frombuffer(given.digest, np.uint8))
+        with self._lock:
+            image = self._images.pop(key, None)
+            self.hits, self.misses = self.hits + bool(image), self.misses + (not image)
+            image = image or to_embedding(given, key, share)
+            self._images[key] = image
+        self._trim()
+        return image
 
     def _prepare(
         self, rgb: Pixels, job: ImageJob, config: Config, priority: int
@@ -337,9 +369,10 @@ class ImageEncoder:
 
     def close(self) -> None:
         """End the threads; the encoder leaves its tile where it can. Twice is harmless."""
-        if self._preparers is None or self._encoder is None:
+        if self._preparers is None:
             return
-        self._encoder.stop()
+        if self._encoder is not None:
+            self._encoder.stop()
         with self._lock:
             self._closed = True
             left, self._tasks = self._tasks, []
@@ -356,7 +389,7 @@ def _failed(tile: Tile) -> bool:
     return tile.encoded.done() and tile.encoded.exception() is not None
 
 
-def _hash(start: bytes, pixels: Pixels) -> bytes:
+def _hash(start: bytes, pixels: npt.NDArray[Any]) -> bytes:
     """Hash pixels; 16 bytes are too many for two pictures to meet by chance or on purpose."""
     digest = hashlib.sha256(start)
     digest.update(np.ascontiguousarray(pixels).data)

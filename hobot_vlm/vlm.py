@@ -144,8 +144,9 @@ class VLM:
     def status(self) -> Status:
         """Say what the model is doing."""
         images = self._images
-        known = images.hits, images.misses, images.seconds_left
-        return Status(*self.engine.counts, images.encoding, *known)
+        waiting, running = self.engine.counts
+        known = images.hits, images.misses
+        return Status(waiting, running, images.encoding, *known, images.seconds_left)
 
     def tokenize(self, text: str) -> list[int]:
         """Give the tokens of plain text, in which nothing is a control token."""

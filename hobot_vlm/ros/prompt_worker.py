@@ -26,6 +26,7 @@ from .outcome import Outcome
 from .publishers import Publishers
 from .sentences import SentenceSplitter
 from ..config import FEED_TEXT, FEED_TOPICS, LIVE, NodeConfig
+from ..encoded import EncodedImage
 from ..errors import VlmError
 from ..values import Pixels, Reply
 
@@ -80,7 +81,7 @@ class PromptWorker:
         self._loaded = settings()
         self._chat = self._begin_chat()
         #: the pictures of the conversation's newest turn with any
-        self._in_chat: list[Pixels] = []
+        self._in_chat: list[Pixels | EncodedImage] = []
         self._prepared: Pictures | None = None
         self._preparing: Stream | None = None
         self._last_thumbnails: npt.NDArray[np.float32] | None = None
@@ -311,11 +312,7 @@ class PromptWorker:
         ask = self._vlm.stream
         if settings.in_turns:
             ask = self._chat.stream
-            if (
-                not find
-                and len(rgb) == len(self._in_chat)
-                and all(map(np.array_equal, rgb, self._in_chat))
-            ):
+            if not find and len(rgb) == len(self._in_chat) and all(map(same, rgb, self._in_chat)):
                 rgb = []  # a picture that is as it was is not given again
         return ask(prompt.text, rgb or None, find=find, **self._options(settings))
 
@@ -337,7 +334,22 @@ class PromptWorker:
         pictures.check_age(settings)
 
 
-def thumbnail(rgb: Pixels) -> npt.NDArray[np.float32]:
-    """Give a very small picture, to compare by."""
+def same(one: Pixels | EncodedImage, other: Pixels | EncodedImage) -> bool:
+    """Whether two pictures are equal."""
+    if isinstance(one, EncodedImage) or isinstance(other, EncodedImage):
+        return isinstance(one, EncodedImage) and one == other
+    return np.array_equal(one, other)
+
+
+def thumbnail(rgb: Pixels | EncodedImage) -> npt.NDArray[np.float32]:
+    """
+    Give a very small picture, to compare by.
+
+    Of an encoded one that is noise of its own, unlike that of any other: whether pictures look the
+    same, their encoder has seen.
+    """
+    if isinstance(rgb, EncodedImage):
+        noise = np.frombuffer(rgb.digest, np.uint8).astype(np.float32)
+        return np.resize(noise, (THUMBNAIL, THUMBNAIL, 3))
     small = Image.fromarray(rgb).resize((THUMBNAIL, THUMBNAIL), BOX)
     return np.asarray(small, np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import json
 import os
@@ -17,6 +17,7 @@ from typing import Any
 
 from .outcome import shortened
 from ..config import FEED_TEXT, PER_REQUEST
+from ..encoded import EncodedImage
 from ..errors import PictureError, PromptError
 from ..values import Pixels
 
@@ -55,9 +56,9 @@ class Question:
             return content
         return ''.join(part['text'] for part in content if part.get('type') == 'text')
 
-    def with_pictures(self, rgb: list[Pixels]) -> tuple[Any, Any]:
+    def with_pictures(self, rgb: Sequence[Pixels | EncodedImage]) -> tuple[Any, Any]:
         """Give prompt and images for the model; pictures of messages belong to the last one."""
-        images: list[Any] = rgb if self.images == 'newest' else list(self.images)
+        images: list[Any] = list(rgb) if self.images == 'newest' else list(self.images)
         if isinstance(self.prompt, str):
             return self.prompt, images or None
         *earlier, last = self.prompt

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from .frames import FrameReader, Pictures
 from .inbox import Frames, Inbox
 from ..config import NodeConfig
+from ..encoded import EncodedImage
 from ..errors import ConfigError, VlmError
 from ..server import check_libraries
 from ..values import Pixels
@@ -92,7 +93,11 @@ class Serving:
             pictures = Pictures()
             try:
                 self._reader.read(frames, pictures)
-                self._last = frames, LivePicture(pictures.rgb[0], topic=pictures.info[0].topic)
+                shown = pictures.rgb[0]
+                if isinstance(shown, EncodedImage):  # there is nothing to be seen of it
+                    self._last = frames, None
+                else:
+                    self._last = frames, LivePicture(shown, topic=pictures.info[0].topic)
             except VlmError as exc:
                 self._last = frames, None
                 log.debug('%s', exc)

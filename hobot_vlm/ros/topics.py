@@ -62,6 +62,12 @@ IMAGE = Topic(
 COMPRESSED_IMAGE = Topic(
     IMAGE.name, 'sensor_msgs/CompressedImage', 'in, instead, where that is what a camera publishes'
 )
+EMBEDDINGS = Topic(
+    '/encode/embedding',
+    'sensor_msgs/CompressedImage',
+    'in, instead, with `image_transport:=embedding`; pictures that another machine '
+    '[has encoded](docs/machines.md)',
+)
 HBM_IMAGE = Topic(
     '/hbmem_img', 'hbm_img_msgs/HbmMsg1080P', 'in, instead, with `is_shared_mem_sub:=1`'
 )
@@ -115,8 +121,16 @@ RESET = Topic(
     'service; forget the conversation (`conversation:=true` or `feed_type:=2`)',
 )
 
+#: of the encode node
+EMBEDDING = Topic(
+    '~/embedding',
+    'sensor_msgs/CompressedImage',
+    'out, latched; pictures, encoded, with the header of the picture',
+)
+ENCODE = Topic('~/encode', 'std_srvs/Trigger', 'service; encode and publish the newest picture')
+
 ALL = (
-    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT, REQUEST),
+    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, EMBEDDINGS, PROMPT, REQUEST),
     *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS, DIAGNOSTICS),
     *(CANCEL, RESET),
 )

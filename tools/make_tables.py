@@ -66,7 +66,8 @@ CHINESE = {
     'result_pub_topic_name': '发布完整回答的话题',
     'ros_img_sub_topic_name': '图片的话题；多个话题用 , 分隔',
     'ros_string_sub_topic_name': '提示词的话题',
-    'image_transport': '图片消息的种类；auto 表示订阅实际发布的那一种',
+    'image_transport': '图片消息的种类；auto 表示订阅实际发布的那一种；embedding：由 '
+    '`ros2 run hobot_vlm encode` 编码',
     'image_qos': '订阅图片的可靠性；auto 跟随所有发布者所提供的',
     'trigger': '由什么引发回答：提示词，或每张图片配 user_prompt',
     'max_rate': 'trigger 为 image 时每秒最多回答几次；0 表示来多少答多少',
@@ -87,6 +88,8 @@ CHINESE = {
 CHINESE_TOPICS = {
     topics.IMAGE: '输入；图片，只保留最新一张',
     topics.COMPRESSED_IMAGE: '输入；相机发布这种消息时代替前者',
+    topics.EMBEDDINGS: '输入；设 `image_transport:=embedding` 时代替前者；由另一台机器'
+    '[编码的图片](docs/machines_cn.md)',
     topics.HBM_IMAGE: '输入；设 `is_shared_mem_sub:=1` 时代替前者',
     topics.PROMPT: '输入；最多排队 1000 条提示词，依次回答',
     topics.REQUEST: '输入；[JSON](docs/requests.md)：带 id 的提问，选项和图片自定，同时回答',

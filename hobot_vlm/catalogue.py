@@ -20,11 +20,10 @@ import reprlib
 from typing import Any
 
 from . import hub
-from .config import Config, ELSEWHERE
+from .config import Config, ELSEWHERE, FAMILIES, FAMILY_NUMBERS
 from .errors import ConfigError, DownloadError
 
 DEFAULT = 'demo'
-FAMILIES = {'internvl': 0, 'smolvlm': 1}
 ANY = 'any'
 
 #: Bytes of a catalogue: a thousand entries.
@@ -217,7 +216,7 @@ def _by_encoder(encoder: Path) -> tuple[Model, Variant]:
 
 def options_of(model: Model, variant: Variant) -> dict[str, Any]:
     """Give the options that a model has where the user set none."""
-    family = {'model_type': FAMILIES[model.family]} if model.family else {}
+    family = {'model_type': FAMILY_NUMBERS[model.family]} if model.family else {}
     return {**family, **variant.options}
 
 

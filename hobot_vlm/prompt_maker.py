@@ -14,7 +14,7 @@ from . import loader
 from .config import Config, PER_REQUEST
 from .engine.request import Request
 from .errors import ConfigError, PictureError
-from .families import boxes
+from .families import boxes, grounding
 from .llama.kv_cache import common
 from .option import unknown_option
 from .prompt import history
@@ -141,9 +141,25 @@ class PromptMaker:
             same = 0  # the oldest turns leave with the next question
         return Prompt(one.ids[:same], [item for item in one.tiles if item[0] < same])
 
-    def with_boxes(self, request: Request, image: ImageEmbedding, reply: Reply) -> Reply:
+    def conclude(
+        self,
+        request: Request,
+        tokens: Sequence[int],
+        images: Sequence[ImageEmbedding],
+        reply: Reply,
+    ) -> Reply:
         """
-        Add the boxes of an answer.
+        Give the reply to a request as its caller gets it.
+
+        :param tokens: of the answer
+        :param images: of the request
+        """
+        reply = self.remember(tokens, reply)
+        return self.with_places(request, images[0], reply) if images else reply
+
+    def with_places(self, request: Request, image: ImageEmbedding, reply: Reply) -> Reply:
+        """
+        Add the boxes and points of an answer, which are those in the first picture.
 
         :param image: the first picture, which they are in
         """
@@ -153,10 +169,14 @@ class PromptMaker:
             tile_size, fit = image.made_by
         else:
             assert parts.encoder is not None
-            tile_size, fit = parts.encoder.tile_size, parts.config.fit
-        fit = fit or parts.family.default_fit
-        thing = str(request.prompt)
-        return replace(reply, boxes=boxes.find(reply.text, thing, *image.size, tile_size, fit))
+            tile_size = parts.encoder.tile_size
+            fit = request.options.get('fit') or parts.config.fit
+        thing = boxes.task(str(request.prompt))[1] if request.find else ''
+        frame = grounding.Frame(
+            *image.size, tile_size or boxes.SCALE, fit or parts.family.default_fit
+        )
+        found, points = grounding.read(reply.text, thing, frame, request.find)
+        return replace(reply, boxes=found, points=points)
 
     def _system_text(self, config: Config) -> str:
         chosen, family = config.system_text(), self._parts.family

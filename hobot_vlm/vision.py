@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol, TYPE_CHECKING
 
 from . import catalogue
-from .config import Config, ELSEWHERE, PER_REQUEST
+from .config import Config, ELSEWHERE, FAMILIES, PER_REQUEST
 from .encoded import EncodedImage
 from .encoders import EncoderOptions, open_encoder, VisionEncoder
 from .engine.image_encoder import ImageEncoder, ImageJob
 from .errors import ConfigError, ModelMismatch
-from .families import FAMILIES, Family, family
+from .families import Family, family
 from .families.pairing import family_of
 from .llama import gguf
 from .llama.probe import check_encoder_loads

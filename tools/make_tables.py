@@ -1,5 +1,5 @@
 """
-Write the tables in README.md and README_cn.md: ``python tools/make_tables.py``.
+Write the tables in docs, in both languages: ``python tools/make_tables.py``.
 
 The parameters are the fields of ``NodeConfig``, topics and services stand in ``ros/topics.py``,
 both with English words; the Chinese words for them stand here. A test runs this and compares.
@@ -11,7 +11,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from hobot_vlm.config import Config, NodeConfig
+from hobot_vlm.config import Config, family_words, NodeConfig
 from hobot_vlm.ros import topics
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ CHINESE = {
     'model': '模型目录中的名称（见 `vlm models`）；直接给出文件名时以文件名为准',
     'model_file_name': '视觉编码器：.onnx、.bin、.hbm 或 mmproj .gguf',
     'llm_model_name': '语言模型：llama.cpp 的 .gguf 文件',
-    'model_type': '模型系列：0 为 InternVL，1 为 SmolVLM，-1 根据文件自动判断',
+    'model_type': f'模型系列：{"，".join(family_words(" 为 "))}，-1 根据文件自动判断',
     'auto_download': '本机没有目录中的模型时自动下载',
     'system_prompt': '系统提示词：文本，或文本文件的路径；留空则用模型系列自带的',
     'thinking': '让 InternVL3.5 先思考再回答；思考过程不进入语音和结果',
@@ -29,7 +29,7 @@ CHINESE = {
     'keep_image_tokens': '语言模型读取的图片嵌入比例：越小越快，结果为近似，不能用于检测框',
     'n_ctx': 'KV 缓存的单元数（上下文长度）',
     'n_predict': '一次回答最多生成的 token 数',
-    'n_batch': '读取提示词时一次最多解码的 token 数',
+    'n_batch': '读取提示词时一次最多解码的 token 数；在 GPU 上更大更快',
     'n_gpu_layers': '放到 GPU 上的语言模型层数；-1 表示全部',
     'llm_threads': '语言模型的线程数；0 表示每核一个',
     'encoder_threads': 'CPU 编码器的线程数；0 表示每核一个',
@@ -74,7 +74,7 @@ CHINESE = {
     'skip_similar': 'trigger 为 image 时跳过与上次回答过的相似的图片',
     'max_image_age': '图片超过多少秒就算太旧；0 表示不限',
     'old_images': '图片比 max_image_age 更旧时：回答并警告，或拒绝回答',
-    'parser_mode': '0 文本，1 每个提示词是要找的东西，并发布其检测框',
+    'parser_mode': '0 文本，1 每个提示词是要找的东西，或 /point dog 这样的任务，并发布其框和点',
     'conversation': '各个提问是同一对话中的各轮；feed_type 为 2 时总是如此',
     'overflow': '上下文已满时：丢弃对话中最早的几轮，或拒绝提问',
     'state_file': '在两次运行之间保存对话的文件；空：不保存',
@@ -89,16 +89,18 @@ CHINESE_TOPICS = {
     topics.IMAGE: '输入；图片，只保留最新一张',
     topics.COMPRESSED_IMAGE: '输入；相机发布这种消息时代替前者',
     topics.EMBEDDINGS: '输入；设 `image_transport:=embedding` 时代替前者；由另一台机器'
-    '[编码的图片](docs/machines_cn.md)',
+    '[编码的图片](machines_cn.md)',
     topics.HBM_IMAGE: '输入；设 `is_shared_mem_sub:=1` 时代替前者',
     topics.PROMPT: '输入；最多排队 1000 条提示词，依次回答',
-    topics.REQUEST: '输入；[JSON](docs/requests.md)：带 id 的提问，选项和图片自定，同时回答',
+    topics.REQUEST: '输入；[JSON](requests.md)：带 id 的提问，选项和图片自定，同时回答',
     topics.SPEECH: '输出；逐句发布的回答，供语音播报',
     topics.RESULT: '输出；完整回答，保留最后一条',
-    topics.REPLY: '输出；[JSON](docs/reply.md)：回答、token 数、耗时、时间戳，或错误原因',
-    topics.CHUNK: '输出；[JSON](docs/requests.md)：对 request 的回答，逐段发布',
+    topics.REPLY: '输出；[JSON](reply.md)：回答、token 数、耗时、时间戳，或错误原因',
+    topics.CHUNK: '输出；[JSON](requests.md)：对 request 的回答，逐段发布',
     topics.TARGETS: '输出；装有该包时发布，回答在 `targets[0].type` 里，各阶段耗时在 `perfs` 里',
     topics.DETECTIONS: '输出；设 `parser_mode:=1` 且装有该包时发布，找到的每个物体一个框',
+    topics.ANNOTATED: '输出，有订阅者时；画有方框、点和回答的图片',
+    topics.ANNOTATED_COMPRESSED: '输出，有订阅者时；同上，JPEG 格式',
     topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
     topics.CANCEL: '服务；停止正在生成的回答',
     topics.RESET: '服务；忘掉之前的对话（`conversation:=true` 或 `feed_type:=2`）',
@@ -156,25 +158,35 @@ def topic_rows(chinese: bool) -> list[tuple[str, ...]]:
     return rows
 
 
-def with_tables(text: str, chinese: bool) -> str:
-    """Put the tables between the marks of a README."""
-    for name, rows in (('parameters', parameter_rows), ('topics', topic_rows)):
-        begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
-        before, found, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found and found_end):
-            raise SystemExit(f'expected {begin} and {end}')
-        head, *body = rows(chinese)
-        lines = ['| ' + ' | '.join(row) + ' |' for row in (head, ('---',) * len(head), *body)]
-        text = '\n'.join([f'{before}{begin}\n', *lines, f'\n{end}{after}'])
-    return text
+#: the tables of docs: what makes their rows
+TABLES = {'parameters': parameter_rows, 'topics': topic_rows}
+#: the documents that have one, their table, and whether they are Chinese
+PLACES = {
+    'docs/parameters.md': ('parameters', False),
+    'docs/parameters_cn.md': ('parameters', True),
+    'docs/node.md': ('topics', False),
+    'docs/node_cn.md': ('topics', True),
+}
+
+
+def with_table(text: str, name: str, chinese: bool) -> str:
+    """Put a table between its marks in a document."""
+    begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
+    before, found, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise SystemExit(f'expected {begin} and {end}')
+    head, *body = TABLES[name](chinese)
+    lines = ['| ' + ' | '.join(row) + ' |' for row in (head, ('---',) * len(head), *body)]
+    return '\n'.join([f'{before}{begin}\n', *lines, f'\n{end}{after}'])
 
 
 def main() -> None:
     """Write the tables of both languages."""
-    for name, chinese in (('README.md', False), ('README_cn.md', True)):
-        path = ROOT / name
-        path.write_text(with_tables(path.read_text(encoding='utf-8'), chinese), encoding='utf-8')
+    for file, (name, chinese) in PLACES.items():
+        path = ROOT / file
+        text = path.read_text(encoding='utf-8')
+        path.write_text(with_table(text, name, chinese), encoding='utf-8')
 
 
 if __name__ == '__main__':

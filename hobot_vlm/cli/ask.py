@@ -16,7 +16,7 @@ from . import files, options
 from .interrupt import EXIT_INTERRUPTED, leave, OnCtrlC
 from .terminal import beside, complain, EXIT_ERROR, Lines, say, Waiting
 from ..config import Config
-from ..errors import ConfigError
+from ..errors import ConfigError, PictureError
 
 if TYPE_CHECKING:
     from .. import Reply, Stream
@@ -32,6 +32,13 @@ def add_parser(commands: Any) -> None:
         nargs='*',
         metavar='PROMPT|FILE',
         help='the question, and pictures or videos, in any order; - reads the question from stdin',
+    )
+    ask.add_argument(
+        '--choose',
+        action='append',
+        default=[],
+        metavar='A,B',
+        help='say how likely each of these answers is; repeatable, for answers with commas',
     )
     ask.set_defaults(run=run)
 
@@ -75,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
     with load(config) as vlm:
         note_demo(vlm)
         shown = pictures.take()
-        stream = vlm.stream(prompt.strip(), stop=args.stop, logprobs=args.logprobs, **shown)
-        reply, interrupted = answer(stream, args, bool(shown))
+        asked = {'stop': args.stop, 'logprobs': args.logprobs, 'choices': choices(args.choose)}
+        stream = vlm.stream(prompt.strip(), **asked, **shown)
+        reply, interrupted = answer(stream, args, bool(shown), whole=bool(args.choose))
     if args.stats:
         say(timings(reply))
     if interrupted:
@@ -84,10 +92,16 @@ def run(args: argparse.Namespace) -> int:
     return note_end(reply, vlm.config, args.json)
 
 
+def choices(given: Sequence[str]) -> list[str]:
+    """Give what is to be chosen between; several options hold one choice each."""
+    parts = given if len(given) != 1 else given[0].split(',')
+    return [part.strip() for part in parts]
+
+
 def _sorted(words: Sequence[str]) -> tuple[str, list[str]]:
     """Tell the question from the files."""
     questions = [word for word in words if not files.seems_file(word)]
-    if not questions and len(words) == 1 and not files.is_picture(words[0]):
+    if not questions and len(words) == 1 and not files.has_picture_name(words[0]):
         questions = list(words)
     if not questions:
         raise ConfigError(
@@ -166,12 +180,17 @@ class Pictures:
 
         :param now: read them, so that a wrong name is heard of at once
         :raises ConfigError: there is a camera to show, too
-        :raises PictureError: a file cannot be read
+        :raises PictureError: there is no such file, or it cannot be read
         """
         if not paths:
             return
         if self.live and not now:
             raise ConfigError('--camera and files are given: choose one')
+        absent = next(filter(files.missing, paths), None)
+        if absent is not None:
+            raise PictureError(
+                f'{absent[:200]!r}: there is no such file; give the path of a picture or a video'
+            )
         from ..values import Video
 
         videos = [path.lower().endswith(files.VIDEOS) for path in paths]
@@ -210,10 +229,13 @@ class Pictures:
 # -- answers ----------------------------------------------------------------------------------
 
 
-def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Reply, bool]:
+def answer(
+    stream: Stream, args: argparse.Namespace, pictures: bool, whole: bool = False
+) -> tuple[Reply, bool]:
     """
     Print an answer as it comes.
 
+    :param whole: print it at its end alone
     :return: the reply, and whether Ctrl-C stopped it; a second one ends the program
     """
     interrupted = False
@@ -237,7 +259,7 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
                     continue
                 text = chunk.text if begun else chunk.text.lstrip()
                 begun = begun or bool(text)
-                if args.json:
+                if args.json or whole:
                     waiting.show('answering')
                     continue
                 if terminal:
@@ -249,7 +271,11 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
             stream.close()
     reply: Reply = stream.wait()
     waiting.hide()
-    last = json.dumps(reply.as_dict(), ensure_ascii=False) if args.json else lines.end()
+    last = lines.end()
+    if args.json:
+        last = json.dumps(reply.as_dict(), ensure_ascii=False)
+    elif reply.choices:
+        last = '\n'.join(f'{share:.3f}  {choice}' for choice, share in reply.choices.items())
     print(last, flush=True)
     return reply, interrupted
 

@@ -74,9 +74,6 @@ class VisionEncoder(ABC):
         self.close()
 
 
-#: suffixes of encoder files
-SUFFIXES = ('.bin', '.gguf', '.hbm', '.onnx')
-
 #: ``encoder_device``: whichever runtime is fastest
 AUTO = 'auto'
 
@@ -90,10 +87,15 @@ def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -
     :raises BackendMissing: this machine lacks the runtime
     :raises ConfigError: ``options.device`` names a runtime that this file is not for
     """
+    # Imported here, since the runtimes' own files import this one.
+    from .choice import fastest
+    from .runtimes import candidates, named, READERS
+
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in READERS:
+        known = ', '.join(sorted(READERS))
         raise ModelFileError(
-            path, f'no encoder is known for *{path.suffix}; expected one of {", ".join(SUFFIXES)}'
+            path, f'no encoder is known for *{path.suffix}; expected one of {known}'
         )
     if not path.is_file():
         raise ModelFileError(
@@ -101,10 +103,6 @@ def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -
             'there is no such file; give the path of the vision encoder '
             'in model_file_name, or a name that `vlm models` lists in model',
         )
-    # Imported here, since the runtimes' own files import this one.
-    from .choice import fastest
-    from .runtimes import candidates, named
-
     found, unfit = candidates(path, options)
     if options.device == AUTO:
         return fastest(path, found, options.threads)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import FAMILIES, Family, family
+from . import Family, family
+from ..config import FAMILIES
 from ..errors import ModelMismatch
 from ..llama.gguf import read_gguf
 from ..llama.model import Model

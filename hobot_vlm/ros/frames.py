@@ -40,6 +40,12 @@ class Pictures:
     arrived: float = 0.0
     read: float = 0.0
 
+    @property
+    def first(self) -> Pixels | None:
+        """Give the first; None where there is none, or there are no pixels of it."""
+        shown = self.rgb[0] if self.rgb else None
+        return None if isinstance(shown, EncodedImage) else shown
+
     def copy_from(self, other: Pictures) -> None:
         """Become what others were; they are older by the time since they were read."""
         now = perf_counter()

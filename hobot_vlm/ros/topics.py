@@ -1,5 +1,5 @@
 """
-Every topic and service of the node: one table, which the node and the READMEs are made of.
+Every topic and service of the node: one table, which the node and docs/node.md are made of.
 
 It knows no ROS; the class of a message is imported when somebody wants it.
 """
@@ -66,7 +66,7 @@ EMBEDDINGS = Topic(
     '/encode/embedding',
     'sensor_msgs/CompressedImage',
     'in, instead, with `image_transport:=embedding`; pictures that another machine '
-    '[has encoded](docs/machines.md)',
+    '[has encoded](machines.md)',
 )
 HBM_IMAGE = Topic(
     '/hbmem_img', 'hbm_img_msgs/HbmMsg1080P', 'in, instead, with `is_shared_mem_sub:=1`'
@@ -79,7 +79,7 @@ PROMPT = Topic(
 REQUEST = Topic(
     '~/request',
     'std_msgs/String',
-    'in; [JSON](docs/requests.md): a question with an id, its own options and pictures; '
+    'in; [JSON](requests.md): a question with an id, its own options and pictures; '
     'any number are answered side by side',
 )
 SPEECH = Topic(
@@ -93,12 +93,12 @@ RESULT = Topic(
 REPLY = Topic(
     '~/reply',
     'std_msgs/String',
-    'out; [JSON](docs/reply.md): answer, token counts, timings, stamp, or the error',
+    'out; [JSON](reply.md): answer, token counts, timings, stamp, or the error',
 )
 CHUNK = Topic(
     '~/chunk',
     'std_msgs/String',
-    'out; [JSON](docs/requests.md): the answers to requests, piece by piece',
+    'out; [JSON](requests.md): the answers to requests, piece by piece',
 )
 TARGETS = Topic(
     _named['ai_msg_pub_topic_name'],
@@ -110,6 +110,14 @@ DETECTIONS = Topic(
     '~/detections',
     'vision_msgs/Detection2DArray',
     'out, with `parser_mode:=1` and where that package is installed; a box for each thing found',
+)
+ANNOTATED = Topic(
+    '~/annotated',
+    'sensor_msgs/Image',
+    'out, while somebody listens; the picture with boxes, points and the answer drawn on it',
+)
+ANNOTATED_COMPRESSED = Topic(
+    '~/annotated/compressed', 'sensor_msgs/CompressedImage', 'out, while somebody listens; as JPEG'
 )
 DIAGNOSTICS = Topic(
     '/diagnostics', 'diagnostic_msgs/DiagnosticArray', 'out, once a second; state and last timings'
@@ -131,6 +139,7 @@ ENCODE = Topic('~/encode', 'std_srvs/Trigger', 'service; encode and publish the 
 
 ALL = (
     *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, EMBEDDINGS, PROMPT, REQUEST),
-    *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS, DIAGNOSTICS),
+    *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS),
+    *(ANNOTATED, ANNOTATED_COMPRESSED, DIAGNOSTICS),
     *(CANCEL, RESET),
 )

@@ -9,7 +9,7 @@ here is refused unless it asks for nothing: nothing is accepted and then not fol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 from typing import Any
 
@@ -103,6 +103,7 @@ class Asked:
     :param top_logprobs: likeliest tokens to name in each place; None where nobody asked
     :param toolbox: the tools that the answer may call
     :param raw: whether the words beside the tools are JSON, by ``response_format``
+    :param progress: whether a stream says how far its pictures are, until the answer begins
     """
 
     prompts: tuple[list[Message], ...]
@@ -113,6 +114,7 @@ class Asked:
     top_logprobs: int | None = None
     toolbox: Toolbox | None = None
     raw: bool = False
+    progress: bool = False
 
 
 def read_chat(body: Any, fetch: Fetch) -> Asked:
@@ -136,7 +138,8 @@ def read_chat(body: Any, fetch: Fetch) -> Asked:
         raise ConfigError('top_logprobs is given: expected logprobs to be true', 'logprobs')
     form = _response_format(fields.object('response_format'))
     usage = _stream_options(fields)
-    return _asked(fields, messages, form, usage=usage, top=top)
+    progress = fields.flag('return_progress')  # llama.cpp's name
+    return replace(_asked(fields, messages, form, usage=usage, top=top), progress=progress)
 
 
 def read_completion(body: Any, fetch: Fetch) -> Asked:
@@ -222,10 +225,10 @@ def _asked(
         options['json_schema'] = json.dumps(schema, ensure_ascii=False) + '\n'
     if regex:
         options['regex'] = regex
-    if len({'grammar', 'json_schema', 'regex'} & set(options)) > 1:
+    if len({'grammar', 'json_schema', 'regex', 'choices'} & set(options)) > 1:
         raise ConfigError(
-            'an answer follows one thing: expected one of grammar, response_format and tools; '
-            'tools go with json_schema',
+            'an answer follows one thing: expected one of grammar, response_format, choices and '
+            'tools; tools go with json_schema',
             'response_format',
         )
     if top is not None:
@@ -264,6 +267,9 @@ def _sampling(fields: Fields) -> dict[str, Any]:
         raise ConfigError(f'stop has {len(stops)} texts: expected {MOST_STOPS} at most', 'stop')
     if stops:
         options['stop'] = tuple(map(clean, stops))
+    chosen = _choices(fields)
+    if chosen:
+        options['choices'] = chosen
     bias = _logit_bias(fields.any('logit_bias', {}), fields)
     if bias:
         options['logit_bias'] = bias
@@ -274,6 +280,19 @@ def _sampling(fields: Fields) -> dict[str, Any]:
     if thinking is not None:
         options['thinking'] = thinking
     return options
+
+
+def _choices(fields: Fields) -> list[str]:
+    """Read what is to be chosen between, by vLLM's names: the newer one, or the older."""
+    outputs = fields.object('structured_outputs')
+    chosen = fields.any('guided_choice', [])
+    where = fields.path('guided_choice')
+    if outputs is not None:
+        chosen, where = outputs.any('choice', chosen), outputs.path('choice')
+        outputs.end()
+    if not isinstance(chosen, list) or not all(isinstance(text, str) for text in chosen):
+        raise ConfigError(f'{where} is {named(chosen)}: expected an array of texts', where)
+    return [clean(text) for text in chosen]
 
 
 def _logit_bias(value: Any, fields: Fields) -> dict[int, float]:

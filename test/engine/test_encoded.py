@@ -104,10 +104,10 @@ def test_boxes_are_in_pixels_of_the_picture():
     with VLM.load(**SMALL | whole, fit='contain') as one:
         there = one.encode_image(SHOWN, max_tiles=1)
         (here,) = embed(one, SHOWN)
-        (expected,) = one.maker.with_boxes(request, here, reply).boxes
+        (expected,) = one.maker.with_places(request, here, reply).boxes
     with VLM.load(**SMALL | words) as other:
         (image,) = embed(other, there)
-        (box,) = other.maker.with_boxes(request, image, reply).boxes
+        (box,) = other.maker.with_places(request, image, reply).boxes
     assert box == expected and box.x2 == 100
 
 

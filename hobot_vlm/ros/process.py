@@ -33,6 +33,9 @@ THREADS = 4
 STOP_SECONDS = 1.0
 #: seconds that a callback has for that
 CALLBACK_SECONDS = 0.5
+#: seconds that all of the end may take: with a reader that was killed, Fast DDS has been seen to
+#: take more than ten
+END_SECONDS = 5.0
 
 
 def run(
@@ -71,6 +74,9 @@ def run(
         threading.Thread(target=node.start, name='start', daemon=True).start()
     # 4. the end
     status = finished.get()
+    last = threading.Timer(END_SECONDS, os._exit, (status,))
+    last.daemon = True
+    last.start()
     ended = node.stop(STOP_SECONDS)
     stopping.set()
     thread.join(CALLBACK_SECONDS)

@@ -85,22 +85,22 @@ def run(tmp_path):
 class Talk:
     """Prompts and replies of a node under another name: its ghost is not in others' way."""
 
-    program = ('-m', 'hobot_vlm.ros.main', '--ros-args', '-r', '__node:=words')
-    parameters = LANGUAGE | {
-        'ros_string_sub_topic_name': '/words/prompt',
-        'text_msg_pub_topic_name': '/words/tts',
-        'result_pub_topic_name': '/words/result',
-    }
-
-    def __init__(self, robot):
+    def __init__(self, robot, name):
         self.robot = robot
         self.asked = []
-        self.prompts = robot.node.create_publisher(String, '/words/prompt', RELIABLE)
-        robot.listen('/words/reply', String)
+        self.name = f'words_{name}'
+        self.program = ('-m', 'hobot_vlm.ros.main', '--ros-args', '-r', f'__node:={self.name}')
+        self.parameters = LANGUAGE | {
+            'ros_string_sub_topic_name': f'/{self.name}/prompt',
+            'text_msg_pub_topic_name': f'/{self.name}/tts',
+            'result_pub_topic_name': f'/{self.name}/result',
+        }
+        self.prompts = robot.node.create_publisher(String, f'/{self.name}/prompt', RELIABLE)
+        robot.listen(f'/{self.name}/reply', String)
 
     @property
     def replies(self):
-        return [json.loads(text) for text in self.robot.heard['/words/reply']]
+        return [json.loads(text) for text in self.robot.heard[f'/{self.name}/reply']]
 
     def wait_for(self, node, count=1):
         """Wait until a node hears and is heard; one that was killed is seen for a while."""
@@ -110,7 +110,7 @@ class Talk:
             return (
                 'ready' in node.log
                 and self.prompts.get_subscription_count() >= count
-                and self.robot.node.count_publishers('/words/reply') >= count
+                and self.robot.node.count_publishers(f'/{self.name}/reply') >= count
             )
 
         self.robot.wait('the language node', there)
@@ -140,7 +140,8 @@ def test_two_processes_answer_as_one(robot, run, act, name):
     prompts, rate = (100, 30) if LONG else (12, 10)
     whole, eyes, words = halves(name)
     eyes['max_rate'] = 0
-    talk = Talk(robot)
+    talk = Talk(robot, name)
+    robot.wait('nobody else', lambda: not robot.node.count_subscribers('/image'))
     words = talk.parameters | words
     vision, language = run(ENCODE, **eyes), run(talk.program, **words)
     with VLM.load(**whole, n_predict=24, llm_threads=1) as vlm:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # typing itself would be an import
     from .encoded import EncodedImage
     from .engine.stream import Stream
     from .errors import (
+        AnswerCut,
         BackendMissing,
         ConfigError,
         DownloadError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # typing itself would be an import
 
 __version__ = '0.1.0'
 __all__ = [
+    'AnswerCut',
     'BackendMissing',
     'Box',
     'ConfigError',

@@ -19,9 +19,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-import numpy.typing as npt
 
-from .encoded_images import check_fits, to_embedding
+from .encoded_images import check_fits, NOT_ENCODED, to_embedding
 from ..config import Config
 from ..encoded import EncodedImage
 from ..encoders import VisionEncoder
@@ -29,7 +28,7 @@ from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
 from ..families import Family
 from ..futures import when_all
-from ..image.load import load_rgb
+from ..image.load import is_address, load_rgb
 from ..image.video import is_video, read_frames
 from ..values import ImageEmbedding, ImageSource, ImageTiles, Pixels, Progress, Tile, Video
 
@@ -39,6 +38,9 @@ KEPT_BYTES = 128 << 20
 
 #: threads that read and cut pictures, so that a slow file does not hold up the next picture
 PREPARERS = 2
+
+#: threads for requests with pictures from the network, which may wait for half a minute each
+FETCHERS = 8
 
 
 @dataclass(eq=False)
@@ -77,23 +79,19 @@ class ImageEncoder:
     """The vision half of a model; all methods are safe from any thread."""
 
     def __init__(self, encoder: VisionEncoder | None, family: Family | None, n_embd: int = 0):
-        """
-        Begin with nothing.
-
-        :param encoder: None where pictures come encoded, or none come
-        :param family: None for a language model without pictures
-        :param n_embd: width that pictures must have that come encoded
-        """
+        """:param n_embd: width of the embeddings of pictures that come encoded"""
         self._encoder, self._family, self._n_embd = encoder, family, n_embd
         self.hits = self.misses = 0  # pictures that were known, and that were not
         self._lock = threading.RLock()  # guards all below
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self._tiles: WeakValueDictionary[bytes, Tile] = WeakValueDictionary()
         self._tasks: list[_Task] = []
+        self._task: _Task | None = None  # whose tile is in the encoder
         self._began = 0.0  # when the tile that is in the encoder went there; 0: there is none
         self._seconds = 0.0  # that the last tile was there
         self._closed = False
         self._preparers: ThreadPoolExecutor | None = None
+        self._fetchers = ThreadPoolExecutor(FETCHERS, 'fetch')
         self._thread: threading.Thread | None = None  # while there are tiles to encode
         if family is not None:
             self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
@@ -112,13 +110,19 @@ class ImageEncoder:
             )
         else:
             try:
-                self._preparers.submit(self._prepare_all, job, list(sources), config, priority)
+                pool = self._fetchers if any(map(is_address, sources)) else self._preparers
+                pool.submit(self._prepare_all, job, list(sources), config, priority)
             except RuntimeError:  # closed meanwhile
                 job.images.set_exception(InferenceError('the model is closed'))
         return job
 
     def abandon(self, job: ImageJob) -> None:
-        """Encode nothing more for a job; what others want too goes on."""
+        """
+        Encode nothing more for a job; what others want too goes on.
+
+        The tile that is in the encoder is left where the encoder can do that; else it is encoded
+        to its end, as the encoder does nothing that lasts longer.
+        """
         job.abandoned = True
         with self._lock:
             for task in list(self._tasks):
@@ -132,6 +136,8 @@ class ImageEncoder:
         self._tasks.remove(task)
         self._tiles.pop(task.tile.key, None)
         self._images.pop(task.image_key, None)
+        if task is self._task and self._encoder is not None:
+            self._encoder.stop()  # no other one: the next tile goes there after this lock
 
     @property
     def encoding(self) -> int:
@@ -173,11 +179,7 @@ class ImageEncoder:
                     images.append(self._encoded(source, config))
                     continue
                 if self._encoder is None:
-                    raise ModelMismatch(
-                        'the vision encoder of this model is elsewhere, and this picture is not '
-                        'encoded: expected what `ros2 run hobot_vlm encode` or '
-                        'VLM.encode_image gives'
-                    )
+                    raise ModelMismatch(NOT_ENCODED)
                 if isinstance(source, Video) or is_video(source):
                     images += self._prepare_video(source, job, config, priority)
                     continue
@@ -245,8 +247,7 @@ class ImageEncoder:
         with self._lock:
             image = self._images.pop(key, None)
             self.hits, self.misses = self.hits + bool(image), self.misses + (not image)
-            image = image or to_embedding(given, key, share)
-            self._images[key] = image
+            image = self._images[key] = image or to_embedding(given, key, share)
         self._trim()
         return image
 
@@ -324,7 +325,7 @@ class ImageEncoder:
                     )
                 data = select(data, kept(len(data), task.share))
             except BaseException as exc:
-                self._done(task)
+                self._done(task, whole=False)
                 with self._lock:
                     self._tiles.pop(task.tile.key, None)
                     self._images.pop(task.image_key, None)
@@ -342,12 +343,14 @@ class ImageEncoder:
                 self._thread = None
                 return None
             self._began = perf_counter()
-            return max(self._tasks, key=lambda task: task.priority)
+            self._task = max(self._tasks, key=lambda task: task.priority)
+            return self._task
 
-    def _done(self, task: _Task) -> None:
+    def _done(self, task: _Task, whole: bool = True) -> None:
         with self._lock:
-            self._seconds = task.seconds = perf_counter() - self._began
-            self._began, task.pixels = 0.0, None
+            task.seconds = perf_counter() - self._began
+            self._seconds = task.seconds if whole else self._seconds
+            self._task, self._began, task.pixels = None, 0.0, None
             if task in self._tasks:
                 self._tasks.remove(task)
 
@@ -383,13 +386,14 @@ class ImageEncoder:
         if thread is not None:
             thread.join()
         self._preparers.shutdown(cancel_futures=True)
+        self._fetchers.shutdown(cancel_futures=True)
 
 
 def _failed(tile: Tile) -> bool:
     return tile.encoded.done() and tile.encoded.exception() is not None
 
 
-def _hash(start: bytes, pixels: npt.NDArray[Any]) -> bytes:
+def _hash(start: bytes, pixels: Pixels) -> bytes:
     """Hash pixels; 16 bytes are too many for two pictures to meet by chance or on purpose."""
     digest = hashlib.sha256(start)
     digest.update(np.ascontiguousarray(pixels).data)

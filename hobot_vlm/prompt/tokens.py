@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ..errors import PromptError
 from ..llama.context import Entries
 from ..llama.model import Model
 from ..values import Control, Span, Text, Tile, TileSpan, Tokens
@@ -99,7 +100,14 @@ def tokenize_plainly(model: Model, text: str) -> list[int]:
 
     llama.cpp leaves control tokens alone in plain text, but not those that a file lists as
     user-defined, such as <img> in some conversions. They are cut in two before.
+
+    :raises PromptError: it is no text
+    :raises InferenceError: the model is closed
     """
+    if not isinstance(text, str):
+        raise PromptError(
+            f'what is to be tokenised is of type {type(text).__name__}: expected text'
+        )
     pieces = [text]
     for mark in model.marks:
         if mark in text:

@@ -18,8 +18,8 @@ from ..values import ImageEmbedding, Tile
 
 #: what to say of a picture where there is nothing that encodes it
 NOT_ENCODED = (
-    'the vision encoder of this model is elsewhere, and this picture is not encoded: expected what '
-    '`ros2 run hobot_vlm encode` or VLM.encode_image gives'
+    'the vision encoder of this model is elsewhere, and this picture is not encoded: expected '
+    'what `ros2 run hobot_vlm encode` or VLM.encode_image gives'
 )
 CURE = 'use the encoder and the decoder of one model'
 

@@ -30,6 +30,7 @@ setup(
     entry_points={
         'console_scripts': [
             'hobot_vlm = hobot_vlm.ros.main:main',
+            'encode = hobot_vlm.ros.main:encode',
             'play_images = hobot_vlm.ros.main:play_images',
             'vlm = hobot_vlm.cli.main:main',
         ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 
 from . import catalogue
-from .config import Config
+from .config import Config, ELSEWHERE
 from .encoders import EncoderOptions, open_encoder, VisionEncoder
 from .errors import ConfigError
 from .families import detect, Family
@@ -56,7 +56,8 @@ def load(config: Config) -> Parts:
 
     1. Which files: those that are named, or those of the catalogue.
     2. The language model, and its adapter.
-    3. The vision encoder, and whether both belong together.
+    3. The vision encoder, and whether both belong together; or the family alone, where pictures
+       come encoded.
     4. The chat template: the family's, or the file's own, or the plainest that fits.
 
     :raises VlmError: files are missing, damaged or do not belong together
@@ -102,6 +103,9 @@ def load(config: Config) -> Parts:
             context.add_lora(os.path.expanduser(config.lora), config.lora_scale)
         # 3. vision
         encoder, family = None, None
+        if config.encoder_device == ELSEWHERE:
+            files = replace(files, encoder=None)
+            family = detect(model.controls, config.model_type, files.decoder)
         if files.encoder is not None:
             check_pair(model, files.encoder)
             encoder = open_encoder(
@@ -133,7 +137,7 @@ def load(config: Config) -> Parts:
             trusted=bool(family and family.template),
         )
         check_request(config, family)
-        if encoder is not None:
+        if family is not None:
             context.mix()
         if config.warm_up:
             context.warm_up()

@@ -75,6 +75,8 @@ class ImageEmbedding:
     :param size: (width, height) of the picture in pixels, before it was cut
     :param seconds: when it is shown, for a frame of a video; None: a picture
     :param duration: of that video in seconds
+    :param made_by: (tile size in pixels, fit) of the encoder elsewhere that made it; None: it was
+        encoded here
     """
 
     tiles: tuple[Tile, ...]
@@ -85,6 +87,7 @@ class ImageEmbedding:
     size: tuple[int, int]
     seconds: float | None = None
     duration: float = 0.0
+    made_by: tuple[int, str] | None = None
 
     @property
     def tokens(self) -> int:
@@ -356,6 +359,7 @@ class Clip:
 #: RGB uint8 (height, width, 3)
 Pixels = npt.NDArray[np.uint8]
 
-#: What may be shown: a path, the bytes of an image file, or RGB uint8 (height, width, 3).
+#: What may be shown: a path, the bytes of an image file, RGB uint8 (height, width, 3), or an
+#: ``encoded.EncodedImage``.
 ImageSource = str | bytes | npt.NDArray[np.uint8] | Any
 Images = ImageSource | Sequence[ImageSource] | None

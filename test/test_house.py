@@ -15,7 +15,16 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LAYERS = {
     **dict.fromkeys(('cli', 'server', 'ros', 'maix', '__main__'), 4),
     **dict.fromkeys(
-        ('vlm', 'conversation', 'conversation_file', 'many', 'choosing', 'option_types', 'remote'),
+        (
+            'vlm',
+            'vision',
+            'conversation',
+            'conversation_file',
+            'many',
+            'choosing',
+            'option_types',
+            'remote',
+        ),
         3,
     ),
     **dict.fromkeys(
@@ -25,6 +34,7 @@ LAYERS = {
     **dict.fromkeys(
         (
             'values',
+            'encoded',
             'errors',
             'config',
             'option',
@@ -38,7 +48,8 @@ LAYERS = {
     ),
 }
 #: what front ends may import, besides themselves
-DOORS = {'vlm', 'config', 'option', 'option_types', 'errors', 'values', 'machine', '__init__'}
+DOORS = {'vlm', 'vision', 'config', 'option', 'option_types', 'errors', 'values', 'encoded'}
+DOORS |= {'machine', '__init__'}
 #: files of other front ends that serve what ``server`` reads and writes
 SERVED = ('serve.py', 'node.py', 'serving.py', 'llama_goals.py', 'llama_actions.py')
 FRONT_ENDS = {name for name, layer in LAYERS.items() if layer == 4}

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / 'package.xml'
-COMMANDS = ('hobot_vlm', 'play_images', 'vlm')
+COMMANDS = ('encode', 'hobot_vlm', 'play_images', 'vlm')
 #: import name -> name in package.xml, where they differ
 ROSDEP = {
     'cv2': 'python3-opencv',

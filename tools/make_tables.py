@@ -43,7 +43,8 @@ CHINESE = {
     'llm_threads': '语言模型的线程数；0 表示每核一个',
     'encoder_threads': 'CPU 编码器的线程数；0 表示每核一个',
     'encoder_device': '由谁运行视觉编码器：cpu、cpu-int8、openvino、libmtmd、bpu，或 ONNX Runtime '
-    '的其他执行提供程序，如 cuda；auto：首次加载文件时测速，取最快的',
+    '的其他执行提供程序，如 cuda；auto：首次加载文件时测速，取最快的；'
+    'elsewhere：本机不编码，图片以编码后的形式传来',
     'bpu_priority': 'BPU 编码器的调度优先级',
     'bpu_cores': '编码器使用的 BPU 核，如 0 或 0,1；留空不限',
     'temperature': '回答的随机程度；0 表示总取最可能的 token',
@@ -76,7 +77,8 @@ CHINESE = {
     'ros_string_sub_topic_name': '提示词的话题',
     'frames': '提示词所涉及的每台相机的最新图片数；多于一张时作为视频',
     'frame_period': 'frames：相邻两张之间至少相隔多少秒',
-    'image_transport': '图片消息的种类；auto 表示订阅实际发布的那一种',
+    'image_transport': '图片消息的种类；auto 表示订阅实际发布的那一种；embedding：由 '
+    '`ros2 run hobot_vlm encode` 编码',
     'image_qos': '订阅图片的可靠性；auto 跟随所有发布者所提供的',
     'trigger': '由什么引发回答：提示词，或每张图片配 user_prompt',
     'max_rate': 'trigger 为 image 时每秒最多回答几次；0 表示来多少答多少',
@@ -101,6 +103,8 @@ CHINESE = {
 CHINESE_TOPICS = {
     topics.IMAGE: '输入；图片，只保留最新一张',
     topics.COMPRESSED_IMAGE: '输入；相机发布这种消息时代替前者',
+    topics.EMBEDDINGS: '输入；设 `image_transport:=embedding` 时代替前者；由另一台机器'
+    '[编码的图片](machines_cn.md)',
     topics.HBM_IMAGE: '输入；设 `is_shared_mem_sub:=1` 时代替前者',
     topics.PROMPT: '输入；最多排队 1000 条提示词，依次回答',
     topics.REQUEST: '输入；[JSON](requests.md)：带 id 的提问，选项和图片自定，同时回答',

@@ -20,7 +20,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from .encoded_images import check_fits, NOT_ENCODED, to_embedding
 from ..config import Config
+from ..encoded import EncodedImage
 from ..encoders import VisionEncoder
 from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
@@ -76,8 +78,9 @@ class _Task:
 class ImageEncoder:
     """The vision half of a model; all methods are safe from any thread."""
 
-    def __init__(self, encoder: VisionEncoder | None, family: Family | None):
-        self._encoder, self._family = encoder, family
+    def __init__(self, encoder: VisionEncoder | None, family: Family | None, n_embd: int = 0):
+        """:param n_embd: width of the embeddings of pictures that come encoded"""
+        self._encoder, self._family, self._n_embd = encoder, family, n_embd
         self.hits = self.misses = 0  # pictures that were known, and that were not
         self._lock = threading.RLock()  # guards all below
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
@@ -90,7 +93,7 @@ class ImageEncoder:
         self._preparers: ThreadPoolExecutor | None = None
         self._fetchers = ThreadPoolExecutor(FETCHERS, 'fetch')
         self._thread: threading.Thread | None = None  # while there are tiles to encode
-        if encoder is not None:
+        if family is not None:
             self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
 
     def submit(self, sources: Sequence[ImageSource], config: Config, priority: int) -> ImageJob:
@@ -172,6 +175,11 @@ class ImageEncoder:
             for source in sources:
                 if job.abandoned:
                     raise InferenceError('the request was cancelled')
+                if isinstance(source, EncodedImage):
+                    images.append(self._encoded(source, config))
+                    continue
+                if self._encoder is None:
+                    raise ModelMismatch(NOT_ENCODED)
                 if isinstance(source, Clip):
                     images += self._prepare_clip(source, job, config, priority)
                     continue
@@ -194,8 +202,7 @@ class ImageEncoder:
         and both wait for each other at every step: six times on two busy cores, together they
         took 1.2 to 3.9 times as long as each alone.
         """
-        assert self._encoder is not None
-        elsewhere = self._encoder.elsewhere
+        elsewhere = self._encoder is None or self._encoder.elsewhere
         tiles = [tile for image in images for tile in image.tiles]
         waits = [tile.encoded for tile in tiles if not (tile.tokens and elsewhere)]
 
@@ -243,6 +250,19 @@ class ImageEncoder:
             image = self._prepare(rgb, job, replace(config, max_tiles=1), priority)
             made.append(replace(image, seconds=seconds, duration=clip.duration))
         return made
+
+    def _encoded(self, given: EncodedImage, config: Config) -> ImageEmbedding:
+        """Take in a picture that was encoded elsewhere, as if it had been here."""
+        assert self._family is not None
+        check_fits(given, self._family, self._n_embd)
+        share = config.keep_image_tokens
+        key = _hash(f'encoded {share}'.encode(), np.frombuffer(given.digest, np.uint8))
+        with self._lock:
+            image = self._images.pop(key, None)
+            self.hits, self.misses = self.hits + bool(image), self.misses + (not image)
+            image = self._images[key] = image or to_embedding(given, key, share)
+        self._trim()
+        return image
 
     def _prepare(
         self, rgb: Pixels, job: ImageJob, config: Config, priority: int
@@ -365,9 +385,10 @@ class ImageEncoder:
 
     def close(self) -> None:
         """End the threads; the encoder leaves its tile where it can. Twice is harmless."""
-        if self._preparers is None or self._encoder is None:
+        if self._preparers is None:
             return
-        self._encoder.stop()
+        if self._encoder is not None:
+            self._encoder.stop()
         with self._lock:
             self._closed = True
             left, self._tasks = self._tasks, []

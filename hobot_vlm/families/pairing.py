@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import family
+from . import Family, family
 from ..config import FAMILIES
 from ..errors import ModelMismatch
 from ..llama.gguf import read_gguf
@@ -32,6 +32,23 @@ ARCHITECTURES = {
 KEYS = ('clip.projector_type', 'clip.vision.projector_type')
 
 
+def family_of(encoder: Path) -> Family | None:
+    """
+    Give the family that an encoder's file says it is of; None where it says none.
+
+    :raises ModelFileError: the header of an mmproj is damaged
+    """
+    name = PROJECTORS.get(_projector(encoder)) if encoder.suffix == '.gguf' else None
+    return family(name) if name else None
+
+
+def _projector(encoder: Path) -> str:
+    """Give the projector type of an mmproj; empty where it is none that a name can be."""
+    metadata = read_gguf(encoder).metadata
+    projector = next((metadata[key] for key in KEYS if key in metadata), '')
+    return projector if isinstance(projector, str) else ''
+
+
 def check_pair(model: Model, encoder: Path) -> None:
     """
     Check that a vision encoder belongs to a language model, as far as the files tell.
@@ -48,9 +65,8 @@ def check_pair(model: Model, encoder: Path) -> None:
                 'that mmproj (.gguf) in model_file_name, or another language model'
             )
         return
-    metadata = read_gguf(encoder).metadata
-    projector = next((metadata[key] for key in KEYS if key in metadata), '')
-    if not isinstance(projector, str):
+    projector = _projector(encoder)
+    if not projector:
         return  # opening the encoder says what is wrong with it
     cure = 'give the encoder and the decoder of one model'
     name = PROJECTORS.get(projector)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import threading
@@ -35,7 +36,7 @@ from .publishers import Publishers, WatchPublishers
 from .requests import Requests
 from .serving import check_serving, Serving
 from .watch import Watch
-from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
+from ..config import ELSEWHERE, EMBEDDING, FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..errors import ModelMismatch, PictureError
 from ..values import Pixels, Reply
 from ..vlm import read_image, VLM
@@ -92,6 +93,8 @@ class Assembly:
         if config.feed_type == FEED_TOPICS:
             possible_kinds(config)
             cameras = 1 if config.is_shared_mem_sub else len(parameters.topics_of(config))
+            if config.image_transport == EMBEDDING:
+                config = replace(config, encoder_device=ELSEWHERE)
         elif config.feed_type == FEED_LOCAL:
             self._picture = self._local_picture()
         parameters.check_state_file(config)
@@ -144,7 +147,7 @@ class Assembly:
         :raises ModelMismatch: it sees nothing, and is to talk about pictures
         """
         config = self._config
-        if config.feed_type != FEED_TEXT and not self.vlm.tile_size:
+        if config.feed_type != FEED_TEXT and not (self.vlm.tile_size or self.vlm.family):
             raise ModelMismatch(
                 f'feed_type is {config.feed_type} and the model has no vision '
                 'encoder: give it in model_file_name, or set feed_type to 2'

@@ -25,6 +25,7 @@ from .publishers import Publishers
 from .sentences import SentenceSplitter
 from .similar import similar, Thumbnails, thumbnails
 from ..config import FEED_TEXT, FEED_TOPICS, LIVE, NodeConfig
+from ..encoded import EncodedImage
 from ..errors import AnswerCut, VlmError
 from ..values import Pixels, Reply
 
@@ -75,7 +76,7 @@ class PromptWorker:
         self._loaded = settings()
         self._chat = self._begin_chat()
         #: the pictures of the conversation's newest turn with any
-        self._in_chat: list[Pixels] = []
+        self._in_chat: list[Pixels | EncodedImage] = []
         self._prepared: Pictures | None = None
         self._preparing: Stream | None = None
         self._last_thumbnails: Thumbnails | None = None
@@ -270,7 +271,7 @@ class PromptWorker:
             reply = Reply(''.join(pieces), 'error')
         elif pictures.rgb and reply.completion_tokens:  # else the turn may not be remembered
             self._in_chat = pictures.rgb
-        picture = pictures.rgb[0] if pictures.rgb else None
+        picture = pictures.first
         outcome = Outcome(prompt, reply, tuple(pictures.info), error, started, picture)
         if settings.in_turns:
             self._keep_chat(cells=False)  # a process that is killed remembers what it said
@@ -313,7 +314,7 @@ class PromptWorker:
                 not find
                 and not pictures.clips
                 and len(rgb) == len(self._in_chat)
-                and all(map(np.array_equal, rgb, self._in_chat))
+                and all(map(same, rgb, self._in_chat))
             ):
                 shown = []  # a picture that is as it was is not given again
         return ask(prompt.text, shown or None, find=find, **self._options(settings))
@@ -334,3 +335,10 @@ class PromptWorker:
         else:
             self._reader.read_clips(prompt.frames or self._inbox.frames_for(prompt), pictures)
         pictures.check_age(settings)
+
+
+def same(one: Pixels | EncodedImage, other: Pixels | EncodedImage) -> bool:
+    """Whether two pictures are equal."""
+    if isinstance(one, EncodedImage) or isinstance(other, EncodedImage):
+        return isinstance(one, EncodedImage) and one == other
+    return np.array_equal(one, other)

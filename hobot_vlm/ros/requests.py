@@ -206,7 +206,7 @@ class Requests:
             log.exception('no answer to request %.60r', question.id)
         if error and reply.finish_reason != 'length':
             reply = Reply(''.join(pieces), 'error')
-        picture = pictures.rgb[0] if pictures.rgb else None
+        picture = pictures.first
         outcome = Outcome(prompt, reply, tuple(pictures.info), error, started, picture)
         self._finish(outcome)
         if picture is not None:

@@ -120,7 +120,9 @@ class Serving:
             pictures = Pictures()
             try:
                 self._reader.read(frames, pictures)
-                last = LivePicture(pictures.rgb[0], topic=pictures.info[0].topic)
+                shown = pictures.first
+                topic = pictures.info[0].topic
+                last = None if shown is None else LivePicture(shown, topic=topic)
             except VlmError as exc:
                 last = None
                 log.debug('%s', exc)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..encoded import EncodedImage
 from ..values import Pixels
 
 #: side of the thumbnails, the mean difference, of 255, up to which two look the same, and the
@@ -26,11 +27,23 @@ BOX = 4
 Thumbnails = npt.NDArray[np.float32]  # (pictures, THUMBNAIL, THUMBNAIL, 3)
 
 
-def thumbnails(pictures: Sequence[Pixels]) -> Thumbnails:
+def thumbnails(pictures: Sequence[Pixels | EncodedImage]) -> Thumbnails:
     """Give very small pictures, to compare by."""
-    size = THUMBNAIL, THUMBNAIL
-    small = [Image.fromarray(rgb).resize(size, BOX) for rgb in pictures]
-    return np.stack([np.asarray(image, np.float32) for image in small])
+    return np.stack([_thumbnail(picture) for picture in pictures])
+
+
+def _thumbnail(picture: Pixels | EncodedImage) -> npt.NDArray[np.float32]:
+    """
+    Give a very small picture.
+
+    Of an encoded one that is noise of its own, unlike that of any other: whether pictures look the
+    same, their encoder has seen.
+    """
+    if isinstance(picture, EncodedImage):
+        noise = np.frombuffer(picture.digest, np.uint8).astype(np.float32)
+        return np.resize(noise, (THUMBNAIL, THUMBNAIL, 3))
+    small = Image.fromarray(picture).resize((THUMBNAIL, THUMBNAIL), BOX)
+    return np.asarray(small, np.float32)
 
 
 def similar(one: Thumbnails, other: Thumbnails | None) -> bool:

@@ -62,6 +62,12 @@ IMAGE = Topic(
 COMPRESSED_IMAGE = Topic(
     IMAGE.name, 'sensor_msgs/CompressedImage', 'in, instead, where that is what a camera publishes'
 )
+EMBEDDINGS = Topic(
+    '/encode/embedding',
+    'sensor_msgs/CompressedImage',
+    'in, instead, with `image_transport:=embedding`; pictures that another machine '
+    '[has encoded](machines.md)',
+)
 HBM_IMAGE = Topic(
     '/hbmem_img', 'hbm_img_msgs/HbmMsg1080P', 'in, instead, with `is_shared_mem_sub:=1`'
 )
@@ -149,8 +155,16 @@ LLAMA_TOKENIZE = Topic(
     '/llama/tokenize', 'llama_msgs/Tokenize', 'service, likewise; the tokens of a text'
 )
 
+#: of the encode node
+EMBEDDING = Topic(
+    '~/embedding',
+    'sensor_msgs/CompressedImage',
+    'out, latched; pictures, encoded, with the header of the picture',
+)
+ENCODE = Topic('~/encode', 'std_srvs/Trigger', 'service; encode and publish the newest picture')
+
 ALL = (
-    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT, REQUEST),
+    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, EMBEDDINGS, PROMPT, REQUEST),
     *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS),
     *(WATCH, WATCH_EVENTS, ANNOTATED, ANNOTATED_COMPRESSED, DIAGNOSTICS),
     *(CANCEL, RESET, LLAMA_RESPONSE, LLAMA_CHAT, LLAMA_METADATA, LLAMA_TOKENIZE),

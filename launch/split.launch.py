@@ -6,7 +6,8 @@ On the other:   ros2 launch hobot_vlm split.launch.py part:=language model:=inte
 Both on one machine, to try it: part:=both.
 """
 
-from hobot_vlm.config import ELSEWHERE, EMBEDDING, ENCODE_OPTIONS, EncodeConfig
+from hobot_vlm.config import ELSEWHERE
+from hobot_vlm.node_config import EMBEDDING, ENCODE_OPTIONS, EncodeConfig
 from hobot_vlm.option import checked
 from hobot_vlm.ros import bringup, parameters, topics
 from launch import LaunchDescription

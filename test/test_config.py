@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import fields, FrozenInstanceError
 import math
 
-from hobot_vlm.config import Config, NodeConfig, read_parameter_file
+from hobot_vlm.config import Config, read_parameter_file
 from hobot_vlm.errors import ConfigError
+from hobot_vlm.node_config import NodeConfig
 from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 import numpy as np

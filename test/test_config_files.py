@@ -6,7 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from hobot_vlm import catalogue
-from hobot_vlm.config import Config, NodeConfig
+from hobot_vlm.config import Config
+from hobot_vlm.node_config import NodeConfig
 import pytest
 
 CONFIG = Path(__file__).parents[1] / 'config'

@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ElementTree
 
 from hobot_vlm import catalogue
 from hobot_vlm.cli.main import main
-from hobot_vlm.config import NodeConfig
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros.inbox import Prompt, Stamp
 from hobot_vlm.ros.outcome import ImageInfo, Outcome
 from hobot_vlm.values import Box, Point, Reply

@@ -37,6 +37,7 @@ LAYERS = {
             'encoded',
             'errors',
             'config',
+            'node_config',
             'option',
             'futures',
             'machine',
@@ -49,7 +50,7 @@ LAYERS = {
 }
 #: what front ends may import, besides themselves
 DOORS = {'vlm', 'vision', 'config', 'option', 'option_types', 'errors', 'values', 'encoded'}
-DOORS |= {'machine', '__init__'}
+DOORS |= {'node_config', 'machine', '__init__'}
 #: files of other front ends that serve what ``server`` reads and writes
 SERVED = ('serve.py', 'node.py', 'serving.py', 'llama_goals.py', 'llama_actions.py')
 FRONT_ENDS = {name for name, layer in LAYERS.items() if layer == 4}

@@ -147,7 +147,8 @@ def test_a_family(copy):
     )
     copy.tool('make_tables.py')
     out = copy.run(f"""
-from hobot_vlm import VLM, catalogue, config
+from hobot_vlm import VLM, config
+from hobot_vlm.node_config import NodeConfig
 import numpy as np
 files = {{'model_file_name': '{MODELS}/smolvlm/vision.onnx',
           'llm_model_name': '{MODELS}/smolvlm/decoder.gguf'}}
@@ -157,8 +158,8 @@ with VLM.load(**files, max_tiles=1, n_predict=4) as vlm:
 with VLM.load(**files, max_tiles=1, n_predict=4, model_type=1) as vlm:
     other = vlm.ask('?', np.zeros((40, 60, 3), np.uint8))
     print(vlm.family, reply.prompt_tokens > other.prompt_tokens)
-print(config.NodeConfig.from_flat({{'model_type': '{len(FAMILIES)}'}}).model_type)
-print(catalogue.FAMILY_NUMBERS['toy'])
+print(NodeConfig.from_flat({{'model_type': '{len(FAMILIES)}'}}).model_type)
+print(config.FAMILY_NUMBERS['toy'])
 from hobot_vlm.cli.main import main
 main(['ask', '--help'])
 """)  # fmt: skip
@@ -214,7 +215,7 @@ for device in ('auto', 'toychip'):
 @pytest.mark.parametrize('of_node', [False, True], ids=['engine', 'node'])
 def test_an_option(copy, of_node):
     copy.edit(
-        'hobot_vlm/config.py',
+        f'hobot_vlm/{"node_config" if of_node else "config"}.py',
         rf'^class {"NodeConfig" if of_node else "Config"}\b[^\n]*\n    """[^\n]*"""\n\n',
         "    toys: int = option(3, 'toys in the room', 0, 9, live=True)\n",
     )
@@ -230,7 +231,8 @@ def test_an_option(copy, of_node):
     assert ('    toys: int\n' in types) is not of_node
     out = copy.run(f"""
 from hobot_vlm import VLM, ConfigError
-from hobot_vlm.config import Config, NodeConfig, PER_REQUEST
+from hobot_vlm.config import Config, PER_REQUEST
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.cli.main import main
 print(NodeConfig.from_flat({{'toys': '4'}}).toys)
 if not {of_node}:

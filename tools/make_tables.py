@@ -11,7 +11,8 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from hobot_vlm.config import Config, family_words, NodeConfig
+from hobot_vlm.config import Config, family_words
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros import topics
 
 ROOT = Path(__file__).parents[1]

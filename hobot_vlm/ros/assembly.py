@@ -36,8 +36,9 @@ from .publishers import Publishers, WatchPublishers
 from .requests import Requests
 from .serving import check_serving, Serving
 from .watch import Watch
-from ..config import ELSEWHERE, EMBEDDING, FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
+from ..config import ELSEWHERE
 from ..errors import ModelMismatch, PictureError
+from ..node_config import EMBEDDING, FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..values import Pixels, Reply
 from ..vlm import read_image, VLM
 

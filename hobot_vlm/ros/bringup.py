@@ -33,8 +33,8 @@ from launch_ros.actions import Node, PushRosNamespace, SetRemap
 from launch_ros.parameter_descriptions import ParameterValue
 
 from . import topics
-from ..config import NodeConfig
 from ..errors import BackendMissing, ConfigError
+from ..node_config import NodeConfig
 from ..option import checked
 
 SAMPLE = Path(__file__).parent.parent / 'demo' / 'sample.png'

@@ -27,8 +27,8 @@ except ImportError:  # Humble
 from .inbox import Frame, Inbox
 from .parameters import topics_of
 from .topics import COMPRESSED_IMAGE, EMBEDDINGS, HBM_IMAGE, IMAGE, in_namespace, Topic
-from ..config import EMBEDDING, NodeConfig
 from ..errors import BackendMissing, PictureError
+from ..node_config import EMBEDDING, NodeConfig
 
 #: seconds without a picture after which a camera is reported, when others go on or its publisher
 #: is gone; slow ones send one in five

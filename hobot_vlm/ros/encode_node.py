@@ -9,7 +9,7 @@ from __future__ import annotations
 from .diagnostics import Statistics
 from .encoding import EncodeAssembly, EncodeStatistics
 from .node import VlmNode, Working
-from ..config import EncodeConfig
+from ..node_config import EncodeConfig
 
 
 class EncodeNode(VlmNode):

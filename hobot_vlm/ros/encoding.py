@@ -32,9 +32,9 @@ from .diagnostics import Statistics
 from .frames import FrameReader, Pictures
 from .inbox import Frames, Inbox, Prompt
 from .similar import similar, Thumbnails, thumbnails
-from ..config import EncodeConfig
 from ..encoded import EncodedImage
 from ..errors import ConfigError, VlmError
+from ..node_config import EncodeConfig
 from ..vision import Vision
 
 log = logging.getLogger('hobot_vlm.node')

@@ -16,9 +16,9 @@ from rclpy.clock import Clock
 from .images import picture_of
 from .inbox import Frames, Stamp
 from .outcome import ImageInfo
-from ..config import NodeConfig
 from ..encoded import EncodedImage
 from ..errors import PictureError
+from ..node_config import NodeConfig
 from ..values import Clip, Pixels
 
 log = logging.getLogger('hobot_vlm.node')

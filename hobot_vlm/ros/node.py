@@ -25,8 +25,8 @@ from .assembly import Assembly
 from .diagnostics import Diagnostics, Statistics
 from .inbox import Inbox
 from .ros_log import RosHandler
-from ..config import NodeConfig
 from ..errors import VlmError
+from ..node_config import NodeConfig
 from ..vlm import VLM
 
 NAME = 'hobot_vlm'

@@ -29,8 +29,9 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 from .arguments import same
 from .standing import read_questions
 from .topics import EMBEDDINGS, in_namespace
-from ..config import ELSEWHERE, EMBEDDING, ENCODE_OPTIONS, EncodeConfig, NodeConfig
+from ..config import ELSEWHERE
 from ..errors import ConfigError
+from ..node_config import EMBEDDING, ENCODE_OPTIONS, EncodeConfig, NodeConfig
 from ..option import checked, default_of
 
 C = TypeVar('C', bound=NodeConfig)

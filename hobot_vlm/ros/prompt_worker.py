@@ -24,9 +24,10 @@ from .outcome import Outcome
 from .publishers import Publishers
 from .sentences import SentenceSplitter
 from .similar import similar, Thumbnails, thumbnails
-from ..config import FEED_TEXT, FEED_TOPICS, LIVE, NodeConfig
+from ..config import LIVE
 from ..encoded import EncodedImage
 from ..errors import AnswerCut, VlmError
+from ..node_config import FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..values import Pixels, Reply
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from . import topics
 from .annotated import Annotated
 from .outcome import Outcome
 from .perception import detections, perception_targets
-from ..config import NodeConfig
+from ..node_config import NodeConfig
 
 #: deep enough for a burst: pieces of some hundred answers side by side
 SPOKEN = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)

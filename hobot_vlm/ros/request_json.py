@@ -17,8 +17,9 @@ import os
 from typing import Any, TYPE_CHECKING
 
 from .outcome import shortened
-from ..config import FEED_TEXT, NodeConfig, PER_REQUEST
+from ..config import PER_REQUEST
 from ..errors import PictureError, PromptError
+from ..node_config import FEED_TEXT, NodeConfig
 
 if TYPE_CHECKING:
     from .frames import Pictures

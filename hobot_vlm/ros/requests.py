@@ -21,8 +21,9 @@ from .inbox import Inbox, Prompt
 from .outcome import Outcome
 from .publishers import Publishers
 from .request_json import check, Question, read
-from ..config import LIVE, NodeConfig
+from ..config import LIVE
 from ..errors import AnswerCut, PromptError, VlmError
+from ..node_config import NodeConfig
 from ..values import Pixels, Reply
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from .frames import FrameReader, Pictures
 from .inbox import Frames, Inbox
 from .outcome import Outcome
 from .watch import Watch
-from ..config import NodeConfig
 from ..errors import ConfigError, VlmError
+from ..node_config import NodeConfig
 from ..server import check_libraries
 from ..values import Box, Pixels
 

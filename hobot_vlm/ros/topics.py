@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
-from ..config import NodeConfig
+from ..node_config import NodeConfig
 from ..option import default_of
 
 

@@ -22,8 +22,8 @@ from .inbox import Frames, Inbox, Stamp
 from .publishers import WatchPublishers
 from .similar import similar, Thumbnails, thumbnails
 from .standing import Belief, MOST, read_questions, StandingQuestion
-from ..config import NodeConfig
 from ..errors import ConfigError, VlmError
+from ..node_config import NodeConfig
 from ..values import Reply
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from core import embed, parts
 from folders import MODELS
 from hobot_vlm import ConfigError, VLM
-from hobot_vlm.config import NodeConfig
 from hobot_vlm.encoders.selection import kept, select
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros.parameters import valid
 import numpy as np
 import pytest

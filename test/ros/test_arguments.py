@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from hobot_vlm.config import NodeConfig, read_parameter_file
+from hobot_vlm.config import read_parameter_file
 from hobot_vlm.errors import ConfigError
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros.arguments import as_typed, before_ros, explained, same
 import pytest
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hobot_vlm.config import NodeConfig
 from hobot_vlm.errors import ConfigError
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros.parameters import valid
 import pytest
 

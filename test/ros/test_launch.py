@@ -68,7 +68,7 @@ def test_the_arguments_of_hobot_llamacpp_are_declared(name):
 def test_the_defaults_of_the_old_names_are_for_arguments_that_exist(name):
     from dataclasses import fields
 
-    from hobot_vlm.config import NodeConfig
+    from hobot_vlm.node_config import NodeConfig
 
     tables = tables_in(TABLES)
     known = {key for table in ('NODE', 'CAMERA', 'SPEECH', 'UPSTREAM') for key in tables[table]}

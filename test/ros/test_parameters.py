@@ -1,7 +1,7 @@
 """Parameters as ROS users write them, and as the node reads them."""
 
-from hobot_vlm.config import NodeConfig
 from hobot_vlm.errors import ConfigError
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros.arguments import as_typed
 from hobot_vlm.ros.node import VlmNode
 import pytest

@@ -270,7 +270,7 @@ def test_a_wrong_value_is_refused_with_a_reason(robot, node, name, value, reason
 def test_every_parameter_is_described(robot, node):
     from dataclasses import fields
 
-    from hobot_vlm.config import NodeConfig
+    from hobot_vlm.node_config import NodeConfig
 
     options = fields(NodeConfig)
     described = robot.call(

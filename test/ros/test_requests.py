@@ -11,8 +11,8 @@ from pathlib import Path
 import re
 import threading
 
-from hobot_vlm.config import NodeConfig
 from hobot_vlm.errors import PictureError, VlmError
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros.frames import Pictures
 from hobot_vlm.ros.request_json import check, FIELDS, from_data_url, ID_LENGTH, OWN, read
 import numpy as np

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from hobot_vlm import ConfigError, EncodedImage, Vision, VLM
-from hobot_vlm.config import ENCODE_OPTIONS, EncodeConfig
+from hobot_vlm.node_config import ENCODE_OPTIONS, EncodeConfig
 from hobot_vlm.ros.cameras import message_reader
 from hobot_vlm.ros.encode_node import EncodeNode
 from hobot_vlm.ros.frames import FrameReader, Pictures

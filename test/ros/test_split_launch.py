@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hobot_vlm.config import EMBEDDING
+from hobot_vlm.node_config import EMBEDDING
 
 from .test_launch import board, parameters_of, ros_launch, visit  # noqa: F401  # fixtures
 

@@ -8,7 +8,7 @@ import threading
 import time
 
 from hobot_vlm import VLM
-from hobot_vlm.config import NodeConfig
+from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros.frames import FrameReader
 from hobot_vlm.ros.inbox import Frame, Inbox
 from hobot_vlm.ros.watch import PRIORITY, Watch

@@ -252,7 +252,7 @@ class VLM:
             )
         chat = Conversation(self, state.system_prompt, state.overflow, state.turns)
         if state.ids and not self.engine.call(
-            lambda: self._cache.restore(chat, state.ids, bytes(state.kv))
+            lambda: self._cache.restore(chat, state.ids, state.positions, bytes(state.kv))
         ):
             raise StateError(
                 f'llama.cpp does not take the cells in {path}: they are damaged, or of another '

@@ -59,8 +59,37 @@ class Outcome(Enum):
     NO_ROOM = 'no room'  # nothing was written
 
 
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """
+    Embeddings that say themselves where they stand, or how they see each other.
+
+    :param data: float32 (entries, n_embd)
+    :param positions: int32 (4, entries): the parts of each position as llama.cpp has them; None:
+        one after the other
+    :param causal: whether each sees only those before it; if not, they are decoded alone
+    """
+
+    data: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int32] | None
+    causal: bool
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
 #: what is decoded in a row: token ids, or embeddings, float32 (entries, n_embd)
-Entries = Sequence[int] | npt.NDArray[np.float32]
+Entries = Sequence[int] | npt.NDArray[np.float32] | Placed
+
+
+def is_embedded(entries: Entries) -> bool:
+    """Say whether entries are embeddings."""
+    return isinstance(entries, (np.ndarray, Placed))
+
+
+def alone(entries: Entries) -> bool:
+    """Say whether entries must be a batch of their own."""
+    return isinstance(entries, Placed) and not entries.causal
 
 
 @dataclass
@@ -69,7 +98,7 @@ class Run:
     Consecutive entries of one sequence in a batch.
 
     :param seq: llama.cpp's number of the sequence
-    :param position: of the first entry
+    :param position: of the first entry, unless the entries say it themselves
     :param logits: whether those of the last entry are wanted
     """
 
@@ -81,7 +110,7 @@ class Run:
     @property
     def embedded(self) -> bool:
         """Whether the entries are embeddings."""
-        return isinstance(self.entries, np.ndarray)
+        return is_embedded(self.entries)
 
 
 class Context:
@@ -93,6 +122,7 @@ class Context:
     :param threads: 0: one per usable core
     :param cache_type: one of ``CACHE_TYPES``
     :param flash_attention: one of ``FLASH_ATTENTION``
+    :param large_steps: compute a batch in one step, as pictures need that are seen whole
     :raises ModelFileError: there is no memory for it
     """
 
@@ -105,6 +135,7 @@ class Context:
         threads: int = 0,
         cache_type: str = 'f16',
         flash_attention: str = 'auto',
+        large_steps: bool = False,
     ):
         self.model = model
         self._on_close = ExitStack()
@@ -118,7 +149,8 @@ class Context:
         settings = lib.llama_context_default_params()
         settings.n_ctx = n_ctx
         settings.n_batch = self.n_batch
-        settings.n_ubatch = min(self.n_batch, MAX_UBATCH)
+        self._n_step = self.n_batch if large_steps else min(self.n_batch, MAX_UBATCH)
+        settings.n_ubatch = self._n_step
         settings.n_seq_max = MAX_SEQUENCES
         settings.kv_unified = True  # any sequence may use any cell
         settings.type_k, settings.type_v = CACHE_TYPES[cache_type]
@@ -144,7 +176,10 @@ class Context:
         self._install_stop()
         # 3. the arrays that every batch points into; llama.cpp reads them where they lie
         n = self.n_batch
-        self._tokens, self._positions = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self._tokens = np.zeros(n, np.int32)
+        self._parts = 4 if model.has_several_positions else 1  # of the position of an embedding
+        self._placed = np.zeros((self._parts, n), np.int32)  # and as a batch has them:
+        self._positions = np.zeros(self._parts * n, np.int32)
         self._seqs, self._logits = np.zeros(n, np.int32), np.zeros(n, np.int8)
         self._one = np.ones(n, np.int32)
         self._seq_pointers = self._seqs.ctypes.data + 4 * np.arange(n, dtype=np.uint64)
@@ -223,6 +258,8 @@ class Context:
         It does where an embedding from the table of its file is read as its token is; some models
         scale or widen them on the way. Uses cell 0 of sequence 0, which must be free.
         """
+        if self._parts > 1:  # a token has one part of a position, and an embedding four
+            return False
         try:
             table = EmbeddingTable(self.model.path, self.model.n_embd, self.model.n_vocab)
         except ModelFileError as exc:
@@ -257,28 +294,44 @@ class Context:
         :raises InferenceError: llama.cpp failed
         """
         as_embeddings = any(run.embedded for run in runs)
+        sees_all = any(alone(run.entries) for run in runs)
+        n = sum(len(run.entries) for run in runs)
+        if sees_all and n > self._n_step:
+            raise InferenceError(
+                f'a picture of {n} embeddings must be decoded at once, and n_batch is '
+                f'{self._n_step}: set n_batch to {n} or more'
+            )
         n = 0
         for run in runs:
-            end = n + len(run.entries)
-            self._positions[n:end] = np.arange(run.position, run.position + end - n)
+            entries, end = run.entries, n + len(run.entries)
+            self._placed[:, n:end] = np.arange(run.position, run.position + end - n)
             self._seqs[n:end] = run.seq
             self._logits[n:end] = 0
             self._logits[end - 1] = run.logits
-            if not as_embeddings:
-                self._tokens[n:end] = run.entries
-            elif isinstance(run.entries, np.ndarray):
-                self._embeddings[n:end] = run.entries
+            if isinstance(entries, Placed):
+                self._embeddings[n:end] = entries.data
+                if entries.positions is not None:
+                    self._placed[:, n:end] = entries.positions[: self._parts]
+            elif not as_embeddings:
+                self._tokens[n:end] = entries
+            elif isinstance(entries, np.ndarray):
+                self._embeddings[n:end] = entries
             else:
                 assert self._table is not None
-                self._table.look_up(run.entries, self._embeddings[n:end])
+                self._table.look_up(entries, self._embeddings[n:end])
             n = end
+        self._positions[: self._parts * n] = self._placed[:, :n].reshape(-1)
         batch = self._batch
         batch.n_tokens = n
         pointers: tuple[Any, Any] = (self._token_pointer, None)
         if as_embeddings:
             pointers = (None, self._embedding_pointer)
         batch.token, batch.embd = pointers
+        if sees_all:
+            lib.llama_set_causal_attn(self.handle, False)
         status = lib.llama_decode(self.handle, batch)
+        if sees_all:
+            lib.llama_set_causal_attn(self.handle, True)
         if status == 0:
             return Outcome.DONE
         if status == 1:

@@ -24,7 +24,7 @@ from .config import Config
 from .errors import ConfigError, DownloadError
 
 DEFAULT = 'demo'
-FAMILIES = {'internvl': 0, 'smolvlm': 1}
+FAMILIES = {'internvl': 0, 'smolvlm': 1, 'mtmd': 2}
 ANY = 'any'
 
 #: Bytes of a catalogue: a thousand entries.

@@ -33,7 +33,9 @@ class Config:
     model_file_name: str = option('', 'vision encoder: .onnx, .bin, .hbm or mmproj .gguf')
     llm_model_name: str = option('', 'language model: .gguf of llama.cpp')
     model_type: int = option(
-        -1, 'family: 0 InternVL, 1 SmolVLM, -1 detect from the files', choices=(-1, 0, 1)
+        -1,
+        'family: 0 InternVL, 1 SmolVLM, 2 whatever libmtmd reads, -1 detect from the files',
+        choices=(-1, 0, 1, 2),
     )
     auto_download: bool = option(False, 'fetch a catalogue model that is not on this machine')
     system_prompt: str = option(

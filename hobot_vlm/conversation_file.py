@@ -317,8 +317,10 @@ def _placing(item: Any, tokens: int) -> Placing | None:
         return None
     length, parts = _whole(item['length'], 1, MOST_TOKENS + 1), None
     if item['parts'] is not None:
-        parts = np.array(item['parts'], np.int32).reshape(4, tokens)
+        parts = np.array(item['parts'], np.int32).reshape(-1, tokens)
         time = parts[0]
+        if len(parts) not in (3, 4):
+            raise ValueError(f'a position has {len(parts)} parts')
         if time[0] or parts.min() < 0 or parts.max() >= MOST_TOKENS or (np.diff(time) < 0).any():
             raise ValueError('positions of a picture are not in order')
         if time[-1] >= length:

@@ -14,7 +14,7 @@ from . import loader
 from .config import Config, PER_REQUEST
 from .engine.request import Request
 from .errors import ConfigError, PictureError
-from .families import boxes
+from .families import boxes, TileFamily
 from .llama.ids import common
 from .option import unknown_option
 from .prompt import history
@@ -148,7 +148,7 @@ class PromptMaker:
         :param size: (width, height) of that picture in pixels
         """
         parts = self._parts
-        assert parts.family is not None and parts.encoder is not None
+        assert isinstance(parts.family, TileFamily) and parts.encoder is not None
         fit = parts.config.fit or parts.family.default_fit
         thing = str(request.prompt)
         return replace(

@@ -43,8 +43,9 @@ class Placing:
     """
     How the embeddings of a tile stand among what the decoder reads; such a tile stays whole.
 
-    :param parts: int32 (4, tokens): the parts of each position as llama.cpp has them (time, row,
-        column, one more), counted from where the tile begins; None: one after the other
+    :param parts: int32 (3 or 4, tokens): the parts of each position as llama.cpp has them (time,
+        row, column, perhaps one more), counted from where the tile begins; None: one after the
+        other
     :param length: positions from where it begins to what follows it
     :param causal: whether each embedding sees only those before it; if not, all see all
     """

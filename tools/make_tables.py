@@ -20,7 +20,7 @@ CHINESE = {
     'model': '模型目录中的名称（见 `vlm models`）；直接给出文件名时以文件名为准',
     'model_file_name': '视觉编码器：.onnx、.bin、.hbm 或 mmproj .gguf',
     'llm_model_name': '语言模型：llama.cpp 的 .gguf 文件',
-    'model_type': '模型系列：0 为 InternVL，1 为 SmolVLM，-1 根据文件自动判断',
+    'model_type': '模型系列：0 InternVL，1 SmolVLM，2 libmtmd 能读的任何模型，-1 根据文件自动判断',
     'auto_download': '本机没有目录中的模型时自动下载',
     'system_prompt': '系统提示词：文本，或文本文件的路径；留空则用模型系列自带的',
     'thinking': '让 InternVL3.5 先思考再回答；思考过程不进入语音和结果',

@@ -65,8 +65,8 @@ class Placed:
     Embeddings that say themselves where they stand, or how they see each other.
 
     :param data: float32 (entries, n_embd)
-    :param positions: int32 (4, entries): the parts of each position as llama.cpp has them; None:
-        one after the other
+    :param positions: int32 (3 or 4, entries): the parts of each position as llama.cpp has them,
+        the last one 0 if it is missing; None: one after the other
     :param causal: whether each sees only those before it; if not, they are decoded alone
     """
 
@@ -311,7 +311,8 @@ class Context:
             if isinstance(entries, Placed):
                 self._embeddings[n:end] = entries.data
                 if entries.positions is not None:
-                    self._placed[:, n:end] = entries.positions[: self._parts]
+                    self._placed[:, n:end] = 0
+                    self._placed[: len(entries.positions), n:end] = entries.positions
             elif not as_embeddings:
                 self._tokens[n:end] = entries
             elif isinstance(entries, np.ndarray):

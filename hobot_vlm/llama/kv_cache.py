@@ -28,14 +28,15 @@ class Slot:
     ``ids`` is what its cells hold, as in ``Prompt.ids``, ``positions`` where each of them stands,
     and where the next one will; ``in_use`` says whether a request runs in it, which keeps its
     cells; ``private`` that they come from a file, which may hold anything: only its own
-    conversation goes on with them.
+    conversation goes on with them; ``cut`` that layers with a sliding window lack their first
+    cells, as llama.cpp saves no more than the window: such a slot grows, or is emptied.
     """
 
     def __init__(self, seq: int):
         self.seq = seq
         self.ids: list[int] = []
         self.positions = [0]
-        self.in_use = self.private = False
+        self.in_use = self.private = self.cut = False
         self.conversation: weakref.ref[object] | None = None
 
     @property
@@ -183,13 +184,15 @@ class KvCache:
     def rewind(self, slot: Slot, length: int) -> None:
         """Forget all but the first ids of a slot; a tile that must stay whole goes whole."""
         length = without_part(slot.ids, length)
+        if slot.cut and length < len(slot.ids):
+            length = 0
         first = slot.positions[length]
         if not lib.llama_memory_seq_rm(self.context.memory, slot.seq, first, -1):
             # a recurrent model cannot forget a part: forget all
             lib.llama_memory_seq_rm(self.context.memory, slot.seq, -1, -1)
             length = 0
         del slot.ids[length:], slot.positions[length + 1 :]
-        slot.private = slot.private and length > 0
+        slot.private, slot.cut = slot.private and length > 0, slot.cut and length > 0
 
     def _touch(self, slot: Slot) -> None:
         self._slots.remove(slot)
@@ -310,14 +313,17 @@ class KvCache:
         data = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
         size = lib.llama_state_seq_set_data(self.context.handle, data, len(state), slot.seq)
         memory = self.context.memory
-        first_and_last = (
-            lib.llama_memory_seq_pos_min(memory, slot.seq),
-            lib.llama_memory_seq_pos_max(memory, slot.seq),
-        )
+        first = lib.llama_memory_seq_pos_min(memory, slot.seq)
         last = positions[len(ids) - 1]
-        first = 0 if self.context.rewinds else last  # a recurrent model keeps the last
-        if size != len(state) or first_and_last != (first, last):
+        kept = 0 if self.context.rewinds else last  # a recurrent model keeps the last
+        cut = lib.llama_model_n_swa(self.context.model.handle) > 0 and first > kept
+        if (
+            size != len(state)
+            or lib.llama_memory_seq_pos_max(memory, slot.seq) != last
+            or (first != kept and not cut)
+        ):
             self.rewind(slot, 0)
             return False
+        slot.cut = cut
         slot.ids, slot.positions, slot.private = list(ids), list(positions), True
         return True

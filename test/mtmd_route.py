@@ -7,8 +7,8 @@ Nothing of this package takes part but the binding; the context is one of its ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, ExitStack
 import ctypes
 from dataclasses import dataclass, field
 import os
@@ -21,6 +21,24 @@ import numpy as np
 import numpy.typing as npt
 
 MARKER = '<__media__>'
+
+#: of mallopt: what fresh memory is filled with
+M_PERTURB = -6
+
+
+@contextmanager
+def memory_of(byte: int) -> Iterator[None]:
+    """
+    Fill all memory from malloc with a byte.
+
+    libmtmd reads memory that nobody has written where it makes the ends of Pixtral's rows.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    assert mallopt(M_PERTURB, byte ^ 0x1FF)
+    try:
+        yield
+    finally:
+        mallopt(M_PERTURB, 0)
 
 
 @dataclass

@@ -120,7 +120,7 @@ class PictureEncoder(Encoder):
 
         :param rgb: uint8 (height, width, 3)
         :return: token ids and parts, in the order in which the decoder reads them
-        :raises InferenceError: it cannot be cut
+        :raises PictureError: it cannot be cut
         """
 
 

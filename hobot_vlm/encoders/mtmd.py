@@ -21,8 +21,10 @@ import numpy.typing as npt
 
 from . import EncoderOptions, PictureEncoder, PicturePart
 from .libmtmd import mtmd
-from ..errors import InferenceError, ModelFileError, ModelMismatch
+from ..errors import InferenceError, ModelFileError, ModelMismatch, PictureError
 from ..llama.backend import last_errors, offloads, on_log
+from ..llama.embedding_table import F32
+from ..llama.gguf import read_gguf
 from ..llama.model import Model
 from ..machine import usable_cores
 from ..values import Pixels, Placing, Tokens
@@ -64,6 +66,7 @@ class MtmdEncoder(PictureEncoder):
                 f'{path} is of the projector type {projector}, whose embeddings depend on what '
                 f'stands before a picture, which is not known here; expected {_or(KNOWN)}'
             )
+        self._line_end = _read_line_end(self.path)
         self._on_close = ExitStack()
         self._cutting = threading.Lock()  # several threads prepare pictures
         mtmd.mtmd_log_set(on_log, ctypes.c_void_p(0))
@@ -99,7 +102,11 @@ class MtmdEncoder(PictureEncoder):
             part = mtmd.mtmd_input_part(None, bitmap)
             parts = (ctypes.POINTER(mtmd.mtmd_input_part) * 1)(ctypes.pointer(part))
             if mtmd.mtmd_tokenize_from_parts(self._context, chunks.handle, parts, 1, False):
-                raise self._failed(f'cut a picture of {width} x {height}')
+                why = '; '.join(last_errors) or 'it gave no reason'
+                raise PictureError(
+                    f'libmtmd cannot cut a picture of {width} x {height} for {self.path} ({why}): '
+                    'show one that is less narrow'
+                )
         found: list[Tokens | PicturePart] = []
         for i in range(mtmd.mtmd_input_chunks_size(chunks.handle)):
             chunk = mtmd.mtmd_input_chunks_get(chunks.handle, i)
@@ -162,7 +169,8 @@ class MtmdEncoder(PictureEncoder):
         if mtmd.mtmd_encode_chunk(self._context, chunk):
             raise self._failed('encode a picture')
         output = mtmd.mtmd_get_output_embd(self._context)
-        return np.array(np.ctypeslib.as_array(output, (tokens, self.n_embd)), np.float32)
+        data = np.array(np.ctypeslib.as_array(output, (tokens, self.n_embd)), np.float32)
+        return data if self._line_end is None else _with_line_ends(data, self._line_end)
 
     def close(self) -> None:
         self._on_close.close()
@@ -196,6 +204,30 @@ class _Chunks:
         self.handle: Any = mtmd.mtmd_input_chunks_init()
         free = weakref.finalize(self, mtmd.mtmd_input_chunks_free, self.handle)
         free.atexit = False  # by then the process frees all
+
+
+def _read_line_end(path: Path) -> npt.NDArray[np.float32] | None:
+    """Read what Pixtral puts at the end of each row of a picture; None for others."""
+    info = read_gguf(path).tensors.get('v.token_embd.img_break')
+    if info is None or info.kind != F32:
+        return None
+    return np.fromfile(info.path, '<f4', info.size // 4, offset=info.offset).astype(np.float32)
+
+
+def _with_line_ends(
+    data: npt.NDArray[np.float32], line_end: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """
+    Mend the ends of rows.
+
+    libmtmd makes one as zero times memory that nobody has written, plus what it is (seen in
+    llama-cpp-python 0.3.36): where that memory holds no number, it is none.
+    """
+    wrong = ~np.isfinite(data)
+    mended = np.where(wrong, line_end, data)
+    ends = (mended == line_end).all(axis=1) & wrong.any(axis=1)
+    data[ends] = line_end
+    return data
 
 
 _POSITIONS = ctypes.POINTER(mtmd.mtmd_decoder_pos)

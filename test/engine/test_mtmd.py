@@ -7,6 +7,7 @@ Each kind of projector is a pair of small random files, made by ``tools/make_mtm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import sys
@@ -15,7 +16,7 @@ import core
 from hobot_vlm import VLM
 from hobot_vlm.errors import ConfigError, ModelFileError, ModelMismatch
 from hobot_vlm.llama.context import Placed
-from mtmd_route import Answer, MARKER, Route
+from mtmd_route import Answer, MARKER, memory_of, Route
 import numpy as np
 from pictures import picture
 import pytest
@@ -78,7 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module', params=make_mtmd_models.KINDS)
 def pair(request: pytest.FixtureRequest, folder: Path) -> Iterator[Pair]:
     """Load one kind after the other."""
-    with VLM.load(**files(folder, request.param)) as vlm:
+    same = memory_of(0) if request.param == 'pixtral' else nullcontext()
+    with same, VLM.load(**files(folder, request.param)) as vlm:
         route = Route(folder / request.param)
         yield Pair(request.param, vlm, route)
         route.close()
@@ -120,9 +122,10 @@ def test_prompt_positions_logits_and_answer_are_libmtmds(pair: Pair) -> None:
 def check_places(pair: Pair, seen: list[list[core.Run]], expected: Answer) -> None:
     """Check where the embeddings of pictures stood, and what they saw."""
     runs = [run for batch in seen for run in batch if isinstance(run.entries, Placed)]
-    assert bool(runs) == (pair.kind in ('qwen2vl', 'gemma3'))
+    several = pair.kind in ('qwen2vl', 'qwen3vl')
+    assert bool(runs) == (several or pair.kind == 'gemma3')
     assert all(run.entries.causal == (pair.kind != 'gemma3') for run in runs)
-    if pair.kind == 'qwen2vl':
+    if several:
         placed = np.concatenate([run.entries.positions for run in runs], axis=1)
         embedded = np.array(expected.ids) == -1
         np.testing.assert_array_equal(placed[:3], expected.places[:3, embedded])
@@ -175,7 +178,10 @@ def test_what_is_known_is_not_decoded_again(pair: Pair) -> None:
     first = pair.vlm.ask('Same?', [WIDE, TALL], n_predict=4)
     with core.batches(pair.vlm) as seen:
         again = pair.vlm.ask('Same?', [WIDE, TALL], n_predict=4)
-    assert again.text == first.text and again.reused_tokens == again.prompt_tokens - 1
+    assert again.text == first.text and again.timings.encode_ms == 0
+    if not core.parts(pair.vlm).context.rewinds:
+        return  # such a memory cannot go back to where two prompts part
+    assert again.reused_tokens == again.prompt_tokens - 1
     assert core.sizes(seen) == [1] * 4
     # the first picture and its marks are shared, the second goes whole
     shared = core.prompt(pair.vlm, 'Same?', [WIDE]).prompt
@@ -184,11 +190,7 @@ def test_what_is_known_is_not_decoded_again(pair: Pair) -> None:
         other = pair.vlm.ask('Other', [WIDE])
     assert pair.tokens(other.text) == expected.tokens
     assert other.reused_tokens >= max(shared.tiles)[0] + max(shared.tiles)[1].tokens
-    assert not any(
-        run.embedded and len(run.entries) > 1 and isinstance(run.entries, Placed)
-        for batch in seen
-        for run in batch
-    )
+    assert not any(isinstance(run.entries, Placed) for batch in seen for run in batch)
 
 
 def test_cancelled_within_a_picture(pair: Pair) -> None:
@@ -264,3 +266,12 @@ def test_what_libmtmd_decides_cannot_be_asked_for(folder: Path) -> None:
         for word, ask in refused:
             with pytest.raises(ConfigError, match=word):
                 ask()
+
+
+def test_ends_of_rows_are_numbers_whatever_memory_holds(folder: Path) -> None:
+    found = []
+    for byte in 0, 0xFF:  # float32 of the second is no number
+        with memory_of(byte), VLM.load(**files(folder, 'pixtral')) as vlm:
+            (image,) = core.embed(vlm, LARGE)
+            found += [tile.data for tile in image.tiles]
+    np.testing.assert_array_equal(*found)

@@ -126,7 +126,7 @@ class VLM:
 
     @property
     def tile_size(self) -> int:
-        """Give the width and height of a tile in pixels; 0 for a model without pictures."""
+        """Give the width and height of a tile in pixels; 0 where there are none of one size."""
         return self.parts.encoder.tile_size if self.parts.encoder else 0
 
     @property

@@ -81,4 +81,15 @@ def sizes(seen: list[list[Run]]) -> list[int]:
     return [sum(len(run.entries) for run in runs) for runs in seen]
 
 
-__all__ = ['Context', 'batches', 'cache', 'embed', 'empty', 'parts', 'prompt', 'sizes', 'slots']
+__all__ = [
+    'Context',
+    'Run',
+    'batches',
+    'cache',
+    'embed',
+    'empty',
+    'parts',
+    'prompt',
+    'sizes',
+    'slots',
+]

@@ -13,8 +13,9 @@ from pathlib import Path
 import sys
 
 import core
+from folders import MODELS
 from hobot_vlm import VLM
-from hobot_vlm.errors import ConfigError, ModelFileError, ModelMismatch
+from hobot_vlm.errors import ConfigError, InferenceError, ModelFileError, ModelMismatch
 from hobot_vlm.llama.context import Placed
 from mtmd_route import Answer, MARKER, memory_of, Route
 import numpy as np
@@ -225,18 +226,18 @@ def changed(path: Path, target: Path, old: bytes, new: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ('new', 'words'),
+    ('kind', 'old', 'new', 'words'),
     [
-        (b'pixtrax', ["'pixtrax'", 'qwen2vl_merger', 'gemma3', 'resampler', 'pixtral']),
-        (b'gemma3n', ["'gemma3n'", 'lfm2']),
+        ('pixtral', b'pixtral', b'pixtrax', ["'pixtrax'", 'qwen2vl_merger', 'gemma3', 'lfm2']),
+        ('minicpmv', b'resampler', b'hunyuanvl', ['stands before', 'resampler', 'gemma3']),
     ],
 )
-def test_unknown_projector_names_those_that_are_known(
-    folder: Path, tmp_path: Path, new: bytes, words: list[str]
+def test_other_projectors_are_refused_by_the_names_of_those_that_are_known(
+    folder: Path, tmp_path: Path, kind: str, old: bytes, new: bytes, words: list[str]
 ) -> None:
-    path = changed(folder / 'pixtral' / 'mmproj.gguf', tmp_path / 'a.gguf', b'pixtral', new)
+    path = changed(folder / kind / 'mmproj.gguf', tmp_path / 'a.gguf', old, new)
     with pytest.raises(ModelMismatch) as caught:
-        VLM.load(**files(folder, 'pixtral', model_file_name=path))
+        VLM.load(**files(folder, kind, model_file_name=path))
     assert all(word in str(caught.value) for word in words)
 
 
@@ -247,6 +248,14 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
     for model_type in 0, 1:
         with pytest.raises(ModelMismatch, match='another family'):
             VLM.load(**files(folder, 'llava', model_type=model_type))
+    path = changed(
+        folder / 'minicpmv' / 'decoder.gguf', tmp_path / 'a.gguf', b'<slice>', b'<slize>'
+    )
+    with pytest.raises(ModelMismatch, match='lacks a token'):
+        VLM.load(**files(folder, 'minicpmv', llm_model_name=path))
+    other = str(MODELS / 'plain' / 'decoder.gguf')
+    with pytest.raises(ModelMismatch, match='do not belong together'):
+        VLM.load(**files(folder, 'llava', llm_model_name=other))
     cut = tmp_path / 'cut.gguf'
     cut.write_bytes((folder / 'llava' / 'mmproj.gguf').read_bytes()[:-4000])
     with pytest.raises(ModelFileError):
@@ -266,6 +275,16 @@ def test_what_libmtmd_decides_cannot_be_asked_for(folder: Path) -> None:
         for word, ask in refused:
             with pytest.raises(ConfigError, match=word):
                 ask()
+
+
+def test_a_picture_too_large_to_be_decoded_at_once_is_an_error(folder: Path) -> None:
+    with VLM.load(**files(folder, 'gemma3', n_batch=32)) as vlm:
+        context = core.parts(vlm).context
+        data = np.zeros((33, core.parts(vlm).model.n_embd), np.float32)
+        run = core.Run(0, 0, Placed(data, None, causal=False))
+        with pytest.raises(InferenceError, match='set n_batch to 33'):
+            vlm.engine.call(lambda: context.run([run]))
+        assert vlm.ask('Still there?', WIDE).text
 
 
 def test_ends_of_rows_are_numbers_whatever_memory_holds(folder: Path) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+import json
 from pathlib import Path
 import sys
+import zipfile
 
 import core
 from folders import MODELS
 from hobot_vlm import VLM
-from hobot_vlm.errors import ConfigError, InferenceError, ModelFileError, ModelMismatch
+from hobot_vlm.errors import ConfigError, InferenceError, ModelFileError, ModelMismatch, StateError
 from hobot_vlm.llama.context import Placed
 from mtmd_route import Answer, MARKER, memory_of, Route
 import numpy as np
@@ -156,12 +158,15 @@ def test_three_turns_and_a_restored_conversation(pair: Pair, tmp_path: Path) -> 
     assert (again.text, again.reused_tokens) == (replies[2].text, replies[2].reused_tokens)
     written = again.completion_tokens - (again.finish_reason == 'length')  # the last is not read
     assert sum(core.sizes(seen)) == again.prompt_tokens - again.reused_tokens + written
+    restored.save(tmp_path / 'again')
     # without cells the history is decoded anew, from the embeddings in the file
     chat.save(tmp_path / 'short', cells=False)
     core.empty(pair.vlm)
     short = pair.vlm.restore(tmp_path / 'short')
     expected.append(pair.route.ask(NEXT + 'Last?' + ASSISTANT, [], 12).tokens)
     assert pair.tokens(short.ask('Last?', n_predict=12).text) == expected[3]
+    third = pair.vlm.restore(tmp_path / 'again').ask('Last?', n_predict=12)
+    assert pair.tokens(third.text) == expected[3] and third.reused_tokens > again.prompt_tokens
 
 
 def test_eight_side_by_side(pair: Pair) -> None:
@@ -215,6 +220,49 @@ def test_cancelled_within_a_picture(pair: Pair) -> None:
     finally:
         del context.run
     assert pair.tokens(pair.vlm.ask('So large', LARGE).text) == expected.tokens
+
+
+def test_positions_of_a_file_are_checked(folder: Path, tmp_path: Path) -> None:
+    with VLM.load(**files(folder, 'qwen2vl')) as vlm:
+        chat = vlm.conversation()
+        chat.ask('.', WIDE, n_predict=2)
+        chat.save(tmp_path / 'chat', cells=False)
+        with zipfile.ZipFile(tmp_path / 'chat') as archive:
+            data = {name: archive.read(name) for name in archive.namelist()}
+        content = json.loads(data['state.json'])
+        (placing,) = content['images'][0]['placing']
+        time, row, column = placing['parts']
+        wrong: list[dict[str, object]] = [
+            {'length': 0},
+            {'length': 1.5},
+            {'parts': [time, row]},
+            {'parts': [time[1:], row, column]},
+            {'parts': [[*time[:-1], 9], row, column]},
+            {'parts': [[1, *time[1:]], row, column]},
+            {'parts': [time, row, [*column[:-1], -1]]},
+            {'parts': [time, [*row[:-1], 1 << 40], column]},
+            {'parts': None},
+        ]
+        for change in [{}, *wrong]:
+            content['images'][0]['placing'] = [placing | change]
+            data['state.json'] = json.dumps(content).encode()
+            with zipfile.ZipFile(tmp_path / 'changed', 'w') as archive:
+                for name, value in data.items():
+                    archive.writestr(name, value)
+            if not change:
+                assert vlm.restore(tmp_path / 'changed').ask('And?', n_predict=2).text
+                continue
+            with pytest.raises(StateError, match='damaged'):
+                vlm.restore(tmp_path / 'changed')
+
+
+def test_libmtmd_may_be_asked_for_where_the_family_is_ours() -> None:
+    with VLM.load(**files(MODELS, 'internvl', model_type=2)) as vlm:
+        reply = vlm.ask('What is it?', WIDE, n_predict=4)
+        assert vlm.family == 'mtmd' and reply.image_tokens > 0
+    onnx = str(MODELS / 'internvl' / 'vision.onnx')
+    with pytest.raises(ModelMismatch, match='model_type'):
+        VLM.load(**files(MODELS, 'internvl', model_type=2, model_file_name=onnx))
 
 
 def changed(path: Path, target: Path, old: bytes, new: bytes) -> str:

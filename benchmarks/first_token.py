@@ -8,7 +8,6 @@ same files, one after the other, as a program has it that does no more than call
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -41,41 +40,44 @@ def bench_first_token(report: Report, decoder: Path) -> None:
     encoder = make(BUILD, 'internvit-300m', 'q8_0')
     section = f"First token, InternVL3-1B's shape, mmproj Q8_0, {usable_cores()} threads"
     files = {'model_file_name': str(encoder), 'llm_model_name': str(decoder)}
-    devices = ['auto', *(name for name in ('openvino',) if not available()[name])]
-    with ExitStack() as stack:
-        stack.enter_context(own_cache())
-        models = {
-            name: stack.enter_context(VLM.load(**files, encoder_device=name)) for name in devices
-        }
-        print(f'\nauto chose {models["auto"].runtime}')
-        # on the thread that calls llama.cpp, as in a program of one thread: with more of them
-        # OpenMP's threads wait less eagerly
-        engine = models['auto'].engine
-        libmtmd = engine.call(lambda: open_encoder(encoder, EncoderOptions(device='libmtmd')))
-        stack.enter_context(libmtmd)
-        times: dict[str, list[float]] = {name: [] for name in ('libmtmd', 'llama.cpp', *devices)}
+    with own_cache():
+        for name in ('auto', 'openvino'):
+            if name != 'auto' and available()[name]:
+                continue  # it is not installed
+            # one model at a time: OpenMP keeps threads for each thread that llama.cpp is called
+            # from, and with more of them than cores all wait less eagerly
+            with VLM.load(**files, encoder_device=name) as vlm:
+                print(f'\n{name} runs {vlm.runtime}')
+                times = in_turn(vlm, encoder)
+                for part, values in times.items():
+                    report.add(section, f'{name}: {part}, ms', median(values))
+                rows = zip(*times.values(), strict=True)
+                shares = [ours / (encode + prefill) for ours, encode, prefill in rows]
+                report.add(section, f'{name}: {SHARE}', median(shares))
+                if name == 'auto':
+                    bench_changed(report, section, vlm)
+
+
+def in_turn(vlm: VLM, encoder: Path) -> dict[str, list[float]]:
+    """
+    Ask about new pictures, and have libmtmd and llama.cpp do the same, in turn.
+
+    :return: milliseconds of each
+    """
+    times: dict[str, list[float]] = {'first token': [], 'libmtmd': [], 'llama.cpp': []}
+    # on the thread that calls llama.cpp, as in a program of one thread
+    call = vlm.engine.call
+    with call(lambda: open_encoder(encoder, EncoderOptions(device='libmtmd'))) as libmtmd:
         for number in range(ROUNDS + 1):  # the first one warms up
             picture = frame(500 + number)[:448, :448]
-            for name, vlm in models.items():
-                reply = vlm.ask('Describe the picture.', picture, max_tiles=1, n_predict=1)
-                times[name].append(reply.timings.ttft_ms)
+            reply = vlm.ask('Describe the picture.', picture, max_tiles=1, n_predict=1)
+            times['first token'].append(reply.timings.ttft_ms)
             half = (0.5, 0.5, 0.5)
             tiles = ImageTiles(np.ascontiguousarray(picture[None]), 0, 0, True, half, half)
-            times['libmtmd'].append(engine.call(partial(timed_once, libmtmd.encode, tiles)))
+            times['libmtmd'].append(call(partial(timed_once, libmtmd.encode, tiles)))
             new = reply.prompt_tokens - reply.reused_tokens
-            times['llama.cpp'].append(prefill_alone(models['auto'], new))
-        times = {name: values[1:] for name, values in times.items()}
-        for name, values in times.items():
-            report.add(section, f'{name}, ms', median(values))
-        for name in devices:
-            shares = [
-                ours / (encode + prefill)
-                for ours, encode, prefill in zip(
-                    times[name], times['libmtmd'], times['llama.cpp'], strict=True
-                )
-            ]
-            report.add(section, f'{name}: {SHARE}', median(shares))
-        bench_changed(report, section, models[devices[-1]])
+            times['llama.cpp'].append(prefill_alone(vlm, new))
+    return {part: values[1:] for part, values in times.items()}
 
 
 def bench_changed(report: Report, section: str, vlm: VLM) -> None:

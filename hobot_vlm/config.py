@@ -66,7 +66,13 @@ class Config:
     )
     n_ctx: int = option(4096, 'cells of the KV cache', 64, 1048576)
     n_predict: int = option(256, 'most tokens of an answer', 1, 1048576, live=True)
-    n_batch: int = option(512, 'most tokens decoded at once while a prompt is read', 1, 16384)
+    # on two CPU cores llama.cpp read 267 to 900 tokens 1 to 3 % faster in steps of 256 than of 512
+    n_batch: int = option(
+        256,
+        'most tokens decoded at once while a prompt is read; a GPU is faster with more',
+        1,
+        16384,
+    )
     n_gpu_layers: int = option(0, 'layers of the language model on the GPU; -1: all', -1, 1000)
     llm_threads: int = option(0, 'threads of the language model; 0: one per core', 0, 512)
     encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)

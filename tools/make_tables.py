@@ -29,7 +29,7 @@ CHINESE = {
     'keep_image_tokens': '语言模型读取的图片嵌入比例：越小越快，结果为近似，不能用于检测框',
     'n_ctx': 'KV 缓存的单元数（上下文长度）',
     'n_predict': '一次回答最多生成的 token 数',
-    'n_batch': '读取提示词时一次最多解码的 token 数',
+    'n_batch': '读取提示词时一次最多解码的 token 数；在 GPU 上更大更快',
     'n_gpu_layers': '放到 GPU 上的语言模型层数；-1 表示全部',
     'llm_threads': '语言模型的线程数；0 表示每核一个',
     'encoder_threads': 'CPU 编码器的线程数；0 表示每核一个',

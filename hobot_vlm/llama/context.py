@@ -44,7 +44,7 @@ CACHE_TYPES = {
 }
 FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}  # llama_flash_attn_type
 
-#: tokens per computed step while a prompt is read; llama.cpp's own default
+#: most tokens per computed step, however long a batch is; llama.cpp's own default
 MAX_UBATCH = 512
 
 #: share of the largest logit by which a token and its embedding may differ in their results
@@ -131,7 +131,7 @@ class Context:
         model: Model,
         *,
         n_ctx: int = 4096,
-        n_batch: int = 512,
+        n_batch: int = 256,
         threads: int = 0,
         cache_type: str = 'f16',
         flash_attention: str = 'auto',

@@ -16,7 +16,7 @@ import uuid
 
 from .openai import Asked
 from .tools import ToolReader
-from ..values import Reply, TextChunk, TokenLogprob
+from ..values import Progress, Reply, TextChunk, TokenLogprob
 
 Event = dict[str, Any]
 
@@ -117,6 +117,16 @@ class Writer:
     def begin(self) -> list[Event]:
         """Give the events before the first piece."""
         return [self._chunk(i, {'role': 'assistant', 'content': ''}) for i in range(self.asked.n)]
+
+    def progress(self, index: int, progress: Progress) -> list[Event]:
+        """Give the events that say how far the pictures of one answer are."""
+        event = self._chunk(index, {})
+        event['image_progress'] = {
+            'encoded': progress.done,
+            'total': progress.total,
+            'seconds_left': round(progress.seconds_left, 1),
+        }
+        return [event]
 
     def piece(self, index: int, chunk: TextChunk) -> list[Event]:
         """Give the events of a piece of one answer."""

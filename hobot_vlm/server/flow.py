@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: hundredth of a second, and a packet for each token would cost a small model much of its speed
 FLUSH_SECONDS = 0.01
 
+#: seconds between two words about pictures that are being encoded
+PROGRESS_SECONDS = 0.25
+
 #: the scope of an answer that is sent by hand: Starlette asks no more of it
 PLAIN: dict[str, Any] = {'type': 'http'}
 
@@ -134,8 +137,10 @@ class Answer:
 
     async def _follow(self, index: int, stream: Stream, outlet: Outlet) -> Reply:
         """Send one of the answers as it is made."""
+        watch = asyncio.ensure_future(self._report(index, stream, outlet))
         try:
             async for chunk in stream:
+                watch.cancel()
                 events = self._writer.piece(index, chunk)
                 if events:
                     await outlet.put(b''.join(map(encoded, events)))
@@ -143,9 +148,20 @@ class Answer:
         except Exception:
             self.cancel()  # the others as well: their client gets an error
             raise
+        finally:
+            watch.cancel()
         self._service.metrics.answer(reply)
         outlet.hold(b''.join(map(encoded, self._writer.end(index, reply))))
         return reply
+
+    async def _report(self, index: int, stream: Stream, outlet: Outlet) -> None:
+        """Say how far the pictures of one answer are, where the client wants to know."""
+        while self._asked.progress:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            now = stream.progress
+            if now.done < now.total:
+                events = self._writer.progress(index, now)
+                await outlet.put(b''.join(map(encoded, events)))
 
 
 class Outlet:

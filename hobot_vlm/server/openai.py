@@ -9,7 +9,7 @@ here is refused unless it asks for nothing: nothing is accepted and then not fol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import json
 from typing import Any
 
@@ -103,6 +103,7 @@ class Asked:
     :param top_logprobs: likeliest tokens to name in each place; None where nobody asked
     :param toolbox: the tools that the answer may call
     :param raw: whether the words beside the tools are JSON, by ``response_format``
+    :param progress: whether a stream says how far its pictures are, until the answer begins
     """
 
     prompts: tuple[list[Message], ...]
@@ -113,6 +114,7 @@ class Asked:
     top_logprobs: int | None = None
     toolbox: Toolbox | None = None
     raw: bool = False
+    progress: bool = False
 
 
 def read_chat(body: Any, fetch: Fetch) -> Asked:
@@ -136,7 +138,8 @@ def read_chat(body: Any, fetch: Fetch) -> Asked:
         raise ConfigError('top_logprobs is given: expected logprobs to be true', 'logprobs')
     form = _response_format(fields.object('response_format'))
     usage = _stream_options(fields)
-    return _asked(fields, messages, form, usage=usage, top=top)
+    progress = fields.flag('return_progress')  # llama.cpp's name
+    return replace(_asked(fields, messages, form, usage=usage, top=top), progress=progress)
 
 
 def read_completion(body: Any, fetch: Fetch) -> Asked:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from io import BytesIO
 import json
 import threading
 import time
 
+from core import parts
 import openai
+from PIL import Image
 from pydantic import BaseModel
 import pytest
 
-from .conftest import asked, ENDLESS, QUESTION
+from .conftest import asked, data_url, ENDLESS, QUESTION
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # of the client, about its own types
 
@@ -78,6 +81,32 @@ def test_a_stream_joins_to_the_same(client, picture, expected):
     assert text == expected.text
     assert reason == 'stop'
     assert last.choices == [] and last.usage.completion_tokens == expected.completion_tokens
+
+
+def test_a_stream_says_how_far_its_pictures_are(client, demo, monkeypatch):
+    """In events of their own, before the answer; clients that did not ask for them get none."""
+    encoder, go_on = parts(demo).encoder, threading.Event()
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, 'encode', lambda tiles: go_on.wait(30) and encode(tiles))
+    stream = client.chat.completions.create(
+        model='demo',
+        messages=asked(png((9, 40, 7))),
+        stream=True,
+        max_tokens=2,
+        extra_body={'return_progress': True},
+    )
+    seen = []
+    for chunk in stream:
+        seen.append(chunk.model_extra.get('image_progress'))
+        if seen[-1]:
+            go_on.set()
+    said = [progress for progress in seen if progress]
+    assert said[0].items() >= {'encoded': 0, 'total': 1}.items()
+    assert seen[-1] is None  # the answer itself
+    plainly = client.chat.completions.create(
+        model='demo', messages=asked(png((9, 40, 8))), stream=True, max_tokens=2
+    )
+    assert not any('image_progress' in chunk.model_extra for chunk in plainly)
 
 
 def test_the_history_is_read_once(client, picture):
@@ -285,6 +314,12 @@ def test_a_client_that_leaves_before_the_answer_stops_the_model(server, picture,
         httpx.post(f'{server.url}/v1/chat/completions', json=body, timeout=1.5, trust_env=False)
     thread.join()
     wait_until(lambda: demo.status().running == 0)
+
+
+def png(colour):
+    file = BytesIO()
+    Image.new('RGB', (64, 64), colour).save(file, 'png')
+    return data_url(file.getvalue())
 
 
 def wait_until(true, seconds=20):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 import shutil
+import threading
 import time
 
+from core import parts
 from hobot_vlm import VLM
 from hobot_vlm.server.guard import Settings
 from hobot_vlm.server.live import Live, LivePicture, StandingQuestion
@@ -98,6 +100,21 @@ def test_a_picture_is_sent_and_the_answer_read(server, open_page, demo, sample):
     page.click('#fresh')
     assert page.locator('article').count() == 0
     assert page.is_visible('#welcome')
+
+
+def test_it_says_which_tile_is_being_encoded(server, open_page, demo, monkeypatch, tmp_path):
+    encoder, go_on = parts(demo).encoder, threading.Event()
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, 'encode', lambda tiles: go_on.wait(30) and encode(tiles))
+    Image.new('RGB', (64, 64), (7, 90, 3)).save(tmp_path / 'new.png')
+    page = open_page(server)
+    page.set_input_files('#file', tmp_path / 'new.png')
+    page.wait_for_selector('#pictures img')
+    page.press('#question', 'Enter')
+    page.wait_for_selector(f'{LAST}[data-encoding*="tile 1/1"]')
+    go_on.set()
+    page.wait_for_selector(DONE)
+    assert not page.locator(f'{LAST}[data-encoding]').count()
 
 
 def test_pictures_are_dropped_and_removed(server, open_page, picture):

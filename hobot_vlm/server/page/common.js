@@ -52,9 +52,9 @@ function askForKey() {
   $('key').focus();
 }
 
-/** Ask, and give every piece to `heard`; the result is {reason, timings}. */
+/** Ask, and give every piece to `heard`, and how far pictures are; the result is {reason, timings}. */
 export async function answered(messages, signal, heard, more = {}) {
-  const body = { messages, stream: true, ...more };
+  const body = { messages, stream: true, return_progress: true, ...more };
   if ($('temperature').value) body.temperature = Number($('temperature').value);
   if ($('max-tokens').value) body.max_tokens = Number($('max-tokens').value);
   if ($('system').value.trim()) {
@@ -76,7 +76,7 @@ export async function answered(messages, signal, heard, more = {}) {
       const event = JSON.parse(line.slice(6));
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0];
-      heard(choice.delta.content ?? '', choice.delta.reasoning_content ?? '');
+      heard(choice.delta.content ?? '', choice.delta.reasoning_content ?? '', event.image_progress);
       found.reason = choice.finish_reason ?? found.reason;
       found.timings = event.timings ?? found.timings;
     }

@@ -81,7 +81,9 @@ async function answerLast() {
   scrollDown();
   let outcome = {};
   try {
-    outcome = await answered(turns, running.signal, (piece, reasoning) => {
+    outcome = await answered(turns, running.signal, (piece, reasoning, progress) => {
+      if (progress) article.dataset.encoding = encodingWords(progress);
+      if (piece || reasoning) delete article.dataset.encoding;
       const talk = $('talk');
       const follow = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 80;
       whole += piece;
@@ -103,6 +105,7 @@ async function answerLast() {
     }
   }
   running = null;
+  delete article.dataset.encoding;
   article.classList.remove('busy');
   article.ariaBusy = 'false';
   if (outcome.reason === 'error' && !whole) text.remove();
@@ -112,6 +115,11 @@ async function answerLast() {
   showState('ready');
   labelButtons();
   scrollDown();
+}
+
+function encodingWords({ encoded, total, seconds_left: left }) {
+  const tile = `${say('tile')} ${encoded + 1}/${total}`;
+  return left >= 0.5 ? `${tile} · ${say('left')} ${Math.round(left)} s` : tile;
 }
 
 function timesOf({ reason, timings }, article, whole) {

@@ -102,6 +102,8 @@ def positions(ids: Sequence[int], tiles: Iterable[Tile]) -> list[int]:
     :param tiles: all whose embeddings are among the ids, each once or more
     """
     placings = {ids_of(tile)[0]: (tile.tokens, tile.placing) for tile in tiles if tile.placing}
+    if not placings:
+        return list(range(len(ids) + 1))
     found: list[int] = []
     at = place = 0
     while place < len(ids):

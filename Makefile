@@ -50,7 +50,8 @@ demo: setup
 
 test: check
 	@$(BIN)/python test/ros/messages/make.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --ignore test/ros
+	$(BIN)/python -m pytest test/ros
 
 check: setup
 	$(BIN)/ruff format --check

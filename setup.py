@@ -21,6 +21,8 @@ setup(
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', glob('launch/*.launch.py')),
         (f'share/{package_name}/config', glob('config/*')),
+        # hobot_llamacpp's page copies it from there: cp -r .../lib/hobot_llamacpp/config/ .
+        (f'lib/{package_name}/config', glob('config/*')),
     ],
     zip_safe=False,
     entry_points={
@@ -72,6 +74,7 @@ setup(
             'pydantic',  # a schema may be one of its classes
             'pytest',
             'pytest-timeout',
+            'pytest-xdist',  # two cores test twice as fast
             'ruff',
             'setuptools',  # the tests install this package as colcon does
             'starlette',

@@ -20,11 +20,10 @@ import reprlib
 from typing import Any
 
 from . import hub
-from .config import Config
+from .config import Config, FAMILIES, FAMILY_NUMBERS
 from .errors import ConfigError, DownloadError
 
 DEFAULT = 'demo'
-FAMILIES = {'internvl': 0, 'smolvlm': 1, 'mtmd': 2}
 ANY = 'any'
 
 #: Bytes of a catalogue: a thousand entries.
@@ -216,7 +215,7 @@ def _by_encoder(encoder: Path) -> tuple[Model, Variant]:
 
 
 def _options(model: Model, variant: Variant) -> dict[str, Any]:
-    family = {'model_type': FAMILIES[model.family]} if model.family else {}
+    family = {'model_type': FAMILY_NUMBERS[model.family]} if model.family else {}
     return {**family, **variant.options}
 
 

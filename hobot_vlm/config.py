@@ -3,7 +3,7 @@ What the user chose: frozen, checked once, one door for ROS, YAML, the command l
 
 ``Config`` holds what the engine needs, ``NodeConfig`` adds what only the node needs. Each option
 stands here once, with its description and range; the node's parameter descriptors, ``vlm --set``
-and the table in the README are made from these fields. Nothing here opens a file of a model.
+and the tables in docs are made from these fields. Nothing here opens a file of a model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,22 @@ from .parameter_file import read_parameter_file
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
 
+#: model families in the order of ``model_type``: the name in the catalogue, and the class
+FAMILIES = {
+    'internvl': 'hobot_vlm.families.internvl:InternVL',
+    'smolvlm': 'hobot_vlm.families.smolvlm:SmolVLM',
+    'mtmd': 'hobot_vlm.families.mtmd:Libmtmd',
+}
+FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
+
 C = TypeVar('C', bound='Config')
+
+
+def family_words(link: str) -> list[str]:
+    """Give the families for people: the number, a link, and the name of the class."""
+    return [
+        f'{FAMILY_NUMBERS[name]}{link}{cls.partition(":")[2]}' for name, cls in FAMILIES.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -34,8 +49,8 @@ class Config:
     llm_model_name: str = option('', 'language model: .gguf of llama.cpp')
     model_type: int = option(
         -1,
-        'family: 0 InternVL, 1 SmolVLM, 2 whatever libmtmd reads, -1 detect from the files',
-        choices=(-1, 0, 1, 2),
+        f'family: {", ".join(family_words(" "))}, -1 detect from the files',
+        choices=(-1, *FAMILY_NUMBERS.values()),
     )
     auto_download: bool = option(False, 'fetch a catalogue model that is not on this machine')
     system_prompt: str = option(

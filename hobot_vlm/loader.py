@@ -18,7 +18,7 @@ from .config import Config
 from .encoders import Encoder, EncoderOptions, open_encoder, PictureEncoder
 from .errors import ConfigError, ModelMismatch
 from .families import detect, Family, family
-from .families.mtmd import Mtmd
+from .families.mtmd import Libmtmd
 from .families.pairing import check_pair, for_libmtmd, projector_of
 from .llama.backend import offloads
 from .llama.context import Context
@@ -108,7 +108,7 @@ def load(config: Config) -> Parts:
             threads=config.llm_threads,
             cache_type=config.cache_type,
             flash_attention=config.flash_attention,
-            large_steps=placed,
+            whole_pictures=isinstance(encoder, PictureEncoder) and encoder.whole,
         )
         undo.callback(context.close)
         if config.lora:
@@ -186,7 +186,7 @@ def check_request(config: Config, family: Family | None, find: bool = False) -> 
     :param find: boxes are wanted
     :raises ConfigError: one that this model, or such a request, cannot have
     """
-    if isinstance(family, Mtmd):
+    if isinstance(family, Libmtmd):
         check_uncut(config, find)
     if find and config.keep_image_tokens < 1:
         raise ConfigError(

@@ -10,6 +10,19 @@ from hobot_vlm import VLM
 from hypothesis import settings
 import pytest
 
+
+def pytest_configure() -> None:
+    """
+    Give each of the processes that pytest-xdist tests with a core of its own.
+
+    llama.cpp's threads wait for each other by spinning, and would hold up those of the other.
+    """
+    worker = os.environ.get('PYTEST_XDIST_WORKER')  # gw0, gw1 …
+    if worker:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
+
 settings.register_profile('here', deadline=None)  # the machine may be busy
 settings.load_profile('here')
 

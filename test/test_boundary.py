@@ -7,6 +7,8 @@ from pathlib import Path
 import subprocess
 import sys
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / 'hobot_vlm'
 CORE = [path for path in PACKAGE.rglob('*.py') if 'ros' not in path.relative_to(PACKAGE).parts]
 ROS = {
@@ -46,3 +48,15 @@ def test_the_engine_and_the_tool_load_no_ros():
 def test_importing_the_package_loads_nothing_heavy():
     heavy = {'llama_cpp', 'onnxruntime', 'cv2', 'PIL', 'huggingface_hub', 'jinja2'}
     assert not loaded_by('import hobot_vlm') & heavy
+
+
+@pytest.mark.parametrize('program', ['main', 'play_images'])
+def test_the_node_without_ros_says_what_is_missing(program):
+    code = (
+        "import sys; sys.modules['rclpy'] = None\n"
+        f"from hobot_vlm.ros.main import {program}; {program}(['x', '--ros-args'])"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ''
+    assert done.stderr.count('\n') == 1
+    assert 'finds no rclpy. Source a ROS 2 installation' in done.stderr

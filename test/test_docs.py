@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import fields
 from importlib.util import module_from_spec, spec_from_file_location
 import json
+import os
 from pathlib import Path
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 from hobot_vlm import catalogue
@@ -22,6 +26,11 @@ ROOT = Path(__file__).parents[1]
 READMES = ('README.md', 'README_cn.md')
 PAIRS = (
     READMES,
+    ('docs/parameters.md', 'docs/parameters_cn.md'),
+    ('docs/node.md', 'docs/node_cn.md'),
+    ('docs/models.md', 'docs/models_cn.md'),
+    ('docs/many_at_once.md', 'docs/many_at_once_cn.md'),
+    ('docs/rdk.md', 'docs/rdk_cn.md'),
     ('docs/serving.md', 'docs/serving_cn.md'),
     ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'),
 )
@@ -70,14 +79,16 @@ def make_tables():
 # -- tables -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', READMES)
-def test_the_tables_are_up_to_date(make_tables, name):
-    text = (ROOT / name).read_text(encoding='utf-8')
-    assert text == make_tables.with_tables(text, chinese=name == 'README_cn.md'), (
-        'run: python tools/make_tables.py'
-    )
-    described = re.findall(r'^\| `([\w/]+)`', text, re.MULTILINE)
-    assert set(described) >= PARAMETERS | {'/image', '/hobot_vlm/reply', '/hobot_vlm/cancel'}
+def test_the_tables_are_up_to_date(make_tables):
+    described = {False: set(), True: set()}
+    for file, (name, chinese) in make_tables.PLACES.items():
+        text = (ROOT / file).read_text(encoding='utf-8')
+        assert text == make_tables.with_table(text, name, chinese), (
+            'run: python tools/make_tables.py'
+        )
+        described[chinese] |= set(re.findall(r'^\| `([\w/]+)`', text, re.MULTILINE))
+    expected = PARAMETERS | {'/image', '/hobot_vlm/reply', '/hobot_vlm/cancel'}
+    assert described[False] == described[True] >= expected
 
 
 def test_every_parameter_has_chinese_words_and_no_other(make_tables):
@@ -87,7 +98,8 @@ def test_every_parameter_has_chinese_words_and_no_other(make_tables):
 
 
 @pytest.mark.parametrize(
-    ('name', 'phrase'), [('README.md', 'accepted, so that'), ('README_cn.md', '只是为了兼容')]
+    ('name', 'phrase'),
+    [('docs/parameters.md', 'accepted, so that'), ('docs/parameters_cn.md', '只是为了兼容')],
 )
 def test_the_parameters_without_effect_are_named(name, phrase):
     sources = [
@@ -142,8 +154,40 @@ def test_every_file_that_is_named_exists(path):
         assert (ROOT / 'launch' / name).is_file(), name
 
 
-def test_the_graph_is_well_formed():
-    assert ElementTree.parse(ROOT / 'docs' / 'graph.svg').getroot().tag.endswith('svg')
+def tree(name: str) -> ElementTree.Element:
+    root = ElementTree.parse(ROOT / 'docs' / name).getroot()
+    assert root.tag.endswith('svg')
+    return root
+
+
+def test_both_graphs_are_the_same_but_for_words():
+    english, chinese = tree('graph.svg'), tree('graph_cn.svg')
+    for one, other in zip(english.iter(), chinese.iter(), strict=True):
+        assert one.tag == other.tag
+        assert {**one.attrib, 'font-family': ''} == {**other.attrib, 'font-family': ''}
+        words = one.text or ''
+        if re.search('[/~]|hobot_vlm$|·', words):  # names stay
+            assert other.text == words
+
+
+@pytest.mark.skipif(not shutil.which('bash'), reason='bash is not installed')
+def test_the_recorded_terminals_are_true(tmp_path):
+    """What a model suits this machine is said, and may be another than where it was recorded."""
+    subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'make_terminal.py', '--out', tmp_path],
+        check=True,
+        timeout=100,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+    )
+    for name in ('terminal.svg', 'terminal_cn.svg'):
+        shown = terminal_words(ROOT / 'docs' / name)
+        assert shown == terminal_words(tmp_path / name), 'run: python tools/make_terminal.py'
+        assert '/bye' in shown
+
+
+def terminal_words(path: Path) -> str:
+    lines = [text.text or '' for text in ElementTree.parse(path).iter() if 'text' in text.tag]
+    return re.sub(r'(?:internvl|smolvlm)[\d.]+-\d+[bm]', 'NAME', ' '.join(lines))
 
 
 # -- commands ---------------------------------------------------------------------------------

@@ -51,7 +51,9 @@ def test_ros_finds_the_package_and_its_executables(prefix):
     for folder in ('launch', 'config'):
         files = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
         assert files and files == {path.name for path in (share / folder).iterdir()}
-    assert {path.name for path in (prefix / 'lib/hobot_vlm').iterdir()} == set(COMMANDS)
+    places = {path.name for path in (prefix / 'lib/hobot_vlm').iterdir()}
+    assert places == {*COMMANDS, 'config'}
+    assert (prefix / 'lib/hobot_vlm/config/image2.jpg').is_file()
 
 
 def test_every_file_of_the_package_is_installed(prefix):

@@ -144,7 +144,7 @@ def _write_mmproj(path: Path, kind: str, projector: str, seed: int) -> None:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type(projector)
-    writer.add_vision_image_size(2 * SIDE if kind == 'gemma3' else SIDE)
+    writer.add_vision_image_size(4 * SIDE if kind == 'gemma3' else SIDE)
     writer.add_vision_patch_size(PATCH)
     writer.add_vision_embedding_length(V_WIDTH)
     writer.add_vision_feed_forward_length(V_INNER)
@@ -230,7 +230,7 @@ def _gemma3(writer: gguf.GGUFWriter) -> Shapes:
     """Add pictures whose embeddings all see all."""
     writer.add_vision_projector_scale_factor(2)
     return {
-        'v.position_embd.weight': ((2 * SIDE // PATCH) ** 2, V_WIDTH),
+        'v.position_embd.weight': ((4 * SIDE // PATCH) ** 2, V_WIDTH),
         'v.post_ln.weight': (V_WIDTH,),
         'v.post_ln.bias': (V_WIDTH,),
         'mm.soft_emb_norm.weight': (V_WIDTH,),
@@ -287,7 +287,7 @@ def _linear(name: str, inputs: int, outputs: int) -> Shapes:
 KINDS = {
     'llava': ('llama', 'mlp', 13),
     'qwen2vl': ('qwen2vl', 'qwen2vl_merger', 6),
-    'gemma3': ('gemma3', 'gemma3', 12),
+    'gemma3': ('gemma3', 'gemma3', 11),
     'minicpmv': ('llama', 'resampler', 1),
     'pixtral': ('llama', 'pixtral', 13),
     'idefics3': ('llama', 'idefics3', 8),

@@ -1,5 +1,5 @@
 """
-Write the tables in README.md and README_cn.md: ``python tools/make_tables.py``.
+Write the tables in docs, in both languages: ``python tools/make_tables.py``.
 
 The parameters are the fields of ``NodeConfig``, topics and services stand in ``ros/topics.py``,
 both with English words; the Chinese words for them stand here. A test runs this and compares.
@@ -11,7 +11,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from hobot_vlm.config import Config, NodeConfig
+from hobot_vlm.config import Config, family_words, NodeConfig
 from hobot_vlm.ros import topics
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +20,7 @@ CHINESE = {
     'model': '模型目录中的名称（见 `vlm models`）；直接给出文件名时以文件名为准',
     'model_file_name': '视觉编码器：.onnx、.bin、.hbm 或 mmproj .gguf',
     'llm_model_name': '语言模型：llama.cpp 的 .gguf 文件',
-    'model_type': '模型系列：0 InternVL，1 SmolVLM，2 libmtmd 能读的任何模型，-1 根据文件自动判断',
+    'model_type': f'模型系列：{"，".join(family_words(" 为 "))}，-1 根据文件自动判断',
     'auto_download': '本机没有目录中的模型时自动下载',
     'system_prompt': '系统提示词：文本，或文本文件的路径；留空则用模型系列自带的',
     'thinking': '让 InternVL3.5 先思考再回答；思考过程不进入语音和结果',
@@ -88,11 +88,11 @@ CHINESE_TOPICS = {
     topics.COMPRESSED_IMAGE: '输入；相机发布这种消息时代替前者',
     topics.HBM_IMAGE: '输入；设 `is_shared_mem_sub:=1` 时代替前者',
     topics.PROMPT: '输入；最多排队 1000 条提示词，依次回答',
-    topics.REQUEST: '输入；[JSON](docs/requests.md)：带 id 的提问，选项和图片自定，同时回答',
+    topics.REQUEST: '输入；[JSON](requests.md)：带 id 的提问，选项和图片自定，同时回答',
     topics.SPEECH: '输出；逐句发布的回答，供语音播报',
     topics.RESULT: '输出；完整回答，保留最后一条',
-    topics.REPLY: '输出；[JSON](docs/reply.md)：回答、token 数、耗时、时间戳，或错误原因',
-    topics.CHUNK: '输出；[JSON](docs/requests.md)：对 request 的回答，逐段发布',
+    topics.REPLY: '输出；[JSON](reply.md)：回答、token 数、耗时、时间戳，或错误原因',
+    topics.CHUNK: '输出；[JSON](requests.md)：对 request 的回答，逐段发布',
     topics.TARGETS: '输出；装有该包时发布，回答在 `targets[0].type` 里，各阶段耗时在 `perfs` 里',
     topics.DETECTIONS: '输出；设 `parser_mode:=1` 且装有该包时发布，找到的每个物体一个框',
     topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
@@ -152,25 +152,35 @@ def topic_rows(chinese: bool) -> list[tuple[str, ...]]:
     return rows
 
 
-def with_tables(text: str, chinese: bool) -> str:
-    """Put the tables between the marks of a README."""
-    for name, rows in (('parameters', parameter_rows), ('topics', topic_rows)):
-        begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
-        before, found, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found and found_end):
-            raise SystemExit(f'expected {begin} and {end}')
-        head, *body = rows(chinese)
-        lines = ['| ' + ' | '.join(row) + ' |' for row in (head, ('---',) * len(head), *body)]
-        text = '\n'.join([f'{before}{begin}\n', *lines, f'\n{end}{after}'])
-    return text
+#: the tables of docs: what makes their rows
+TABLES = {'parameters': parameter_rows, 'topics': topic_rows}
+#: the documents that have one, their table, and whether they are Chinese
+PLACES = {
+    'docs/parameters.md': ('parameters', False),
+    'docs/parameters_cn.md': ('parameters', True),
+    'docs/node.md': ('topics', False),
+    'docs/node_cn.md': ('topics', True),
+}
+
+
+def with_table(text: str, name: str, chinese: bool) -> str:
+    """Put a table between its marks in a document."""
+    begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
+    before, found, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise SystemExit(f'expected {begin} and {end}')
+    head, *body = TABLES[name](chinese)
+    lines = ['| ' + ' | '.join(row) + ' |' for row in (head, ('---',) * len(head), *body)]
+    return '\n'.join([f'{before}{begin}\n', *lines, f'\n{end}{after}'])
 
 
 def main() -> None:
     """Write the tables of both languages."""
-    for name, chinese in (('README.md', False), ('README_cn.md', True)):
-        path = ROOT / name
-        path.write_text(with_tables(path.read_text(encoding='utf-8'), chinese), encoding='utf-8')
+    for file, (name, chinese) in PLACES.items():
+        path = ROOT / file
+        text = path.read_text(encoding='utf-8')
+        path.write_text(with_table(text, name, chinese), encoding='utf-8')
 
 
 if __name__ == '__main__':

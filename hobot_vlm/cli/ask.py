@@ -16,7 +16,7 @@ from . import files, options
 from .interrupt import EXIT_INTERRUPTED, leave, OnCtrlC
 from .terminal import beside, complain, EXIT_ERROR, Lines, say, Waiting
 from ..config import Config
-from ..errors import ConfigError
+from ..errors import ConfigError, PictureError
 
 if TYPE_CHECKING:
     from .. import Reply, Stream
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def _sorted(words: Sequence[str]) -> tuple[str, list[str]]:
     """Tell the question from the files."""
     questions = [word for word in words if not files.seems_file(word)]
-    if not questions and len(words) == 1 and not files.is_picture(words[0]):
+    if not questions and len(words) == 1 and not files.has_picture_name(words[0]):
         questions = list(words)
     if not questions:
         raise ConfigError(
@@ -166,12 +166,17 @@ class Pictures:
 
         :param now: read them, so that a wrong name is heard of at once
         :raises ConfigError: there is a camera to show, too
-        :raises PictureError: a file cannot be read
+        :raises PictureError: there is no such file, or it cannot be read
         """
         if not paths:
             return
         if self.live and not now:
             raise ConfigError('--camera and files are given: choose one')
+        absent = next(filter(files.missing, paths), None)
+        if absent is not None:
+            raise PictureError(
+                f'{absent[:200]!r}: there is no such file; give the path of a picture or a video'
+            )
         from ..values import Video
 
         videos = [path.lower().endswith(files.VIDEOS) for path in paths]

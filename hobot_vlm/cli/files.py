@@ -30,8 +30,17 @@ def to_path(word: str) -> str:
 
 def is_picture(word: str) -> bool:
     """Tell whether a word is an existing picture or video file, by its name."""
-    path = to_path(word)
-    return path.lower().endswith(PICTURES + VIDEOS) and os.path.isfile(path)
+    return has_picture_name(word) and os.path.isfile(to_path(word))
+
+
+def has_picture_name(word: str) -> bool:
+    """Tell whether a word ends as names of picture and video files do."""
+    return to_path(word).lower().endswith(PICTURES + VIDEOS)
+
+
+def missing(path: str) -> bool:
+    """Tell whether a path leads nowhere; addresses are for others to follow."""
+    return not path.startswith('data:') and '://' not in path and not os.path.exists(path)
 
 
 def seems_file(word: str) -> bool:

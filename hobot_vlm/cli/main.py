@@ -72,6 +72,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Files may stand behind options, where argparse loses them; ``--n_ctx`` is ``--n-ctx``.
     """
     parser, commands = make_parser()
+    if not argv or argv[0] == 'help':
+        parser.parse_args([*argv[1:2], '--help'])
     command = next((word for word in argv if not word.startswith('-')), None)
     if command is not None and command not in commands:
         parser.error(

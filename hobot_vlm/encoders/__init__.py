@@ -108,10 +108,12 @@ class PictureEncoder(Encoder):
     """
     Cuts pictures itself, and knows what stands around the parts.
 
-    ``places`` says whether positions or attention of the parts are not those of text.
+    ``places`` says whether positions or attention of the parts are not those of text, ``whole``
+    whether all embeddings of a part see each other, so that they must be decoded at once.
     """
 
     places: bool
+    whole: bool
 
     @abstractmethod
     def cut(self, rgb: Pixels) -> list[Tokens | PicturePart]:
@@ -123,9 +125,6 @@ class PictureEncoder(Encoder):
         :raises PictureError: it cannot be cut
         """
 
-
-#: suffixes of encoder files
-SUFFIXES = ('.bin', '.gguf', '.hbm', '.onnx')
 
 #: ``encoder_device``: whichever runtime is fastest
 AUTO = 'auto'
@@ -140,10 +139,15 @@ def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -
     :raises BackendMissing: this machine lacks the runtime
     :raises ConfigError: ``options.device`` names a runtime that this file is not for
     """
+    # Imported here, since the runtimes' own files import this one.
+    from .choice import fastest
+    from .runtimes import candidates, named, READERS
+
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in READERS:
+        known = ', '.join(sorted(READERS))
         raise ModelFileError(
-            path, f'no encoder is known for *{path.suffix}; expected one of {", ".join(SUFFIXES)}'
+            path, f'no encoder is known for *{path.suffix}; expected one of {known}'
         )
     if not path.is_file():
         raise ModelFileError(
@@ -151,10 +155,6 @@ def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -
             'there is no such file; give the path of the vision encoder '
             'in model_file_name, or a name that `vlm models` lists in model',
         )
-    # Imported here, since the runtimes' own files import this one.
-    from .choice import fastest
-    from .runtimes import candidates, named
-
     found, unfit = candidates(path, options)
     if options.device == AUTO:
         return fastest(path, found, options.threads)

@@ -84,7 +84,9 @@ class MtmdEncoder(PictureEncoder):
             self._several = mtmd.mtmd_decode_use_mrope(self._context)
             # a grey picture shows whether the vocabulary has what stands around one
             parts = self.cut(np.full((64, 64, 3), 128, np.uint8))
-            self.places = any(isinstance(part, PicturePart) and part.placing for part in parts)
+            placings = [part.placing for part in parts if isinstance(part, PicturePart)]
+            self.places = any(placings)
+            self.whole = any(placing and not placing.causal for placing in placings)
         except BaseException:
             self.close()
             raise

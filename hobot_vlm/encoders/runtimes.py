@@ -34,7 +34,11 @@ CURES = {
     'xnnpack': 'build ONNX Runtime with --use_xnnpack',
     'bpu': 'use an RDK board; there, pip install hbm_runtime',
 }
-BPU_FILES = ('.bin', '.hbm')
+#: name -> modules of which any brings the runtime, where their presence tells enough
+MODULES = {
+    'libmtmd': ('llama_cpp.mtmd_cpp',),
+    'bpu': ('hbm_runtime', 'hobot_dnn', 'hobot_dnn_rdkx5'),
+}
 #: execution providers that compute on this CPU, or do so where nobody tells them otherwise
 ON_CPU = ('cpu', 'xnnpack', 'openvino', 'dnnl', 'acl', 'armnn', 'azure')
 
@@ -59,8 +63,7 @@ def available() -> dict[str, str]:
     """Tell for each runtime that is known whether it is there: '' if so, or how to get it."""
     here = {*onnx_session.providers(), *(['openvino'] if openvino_session.installed() else [])}
     here |= {'cpu-int8'} if 'cpu' in here else set()
-    for device, modules in (('libmtmd', _LIBMTMD), ('bpu', _BPU)):
-        here |= {device} if any(map(_importable, modules)) else set()
+    here |= {device for device, modules in MODULES.items() if any(map(_importable, modules))}
     return dict.fromkeys(sorted(here), '') | {
         name: cure for name, cure in CURES.items() if name not in here
     }
@@ -74,11 +77,7 @@ def candidates(path: Path, options: EncoderOptions) -> tuple[list[Candidate], di
     :raises ModelFileError: the file is damaged
     :raises ModelMismatch: it is an encoder of an unknown family
     """
-    if path.suffix in BPU_FILES:
-        return [_bpu(path, options)], {}
-    if path.suffix == '.onnx':
-        return _for_onnx(path, options)
-    return _for_mmproj(path, options)
+    return READERS[path.suffix](path, options)
 
 
 def named(path: Path, found: list[Candidate], unfit: dict[str, str], device: str) -> Candidate:
@@ -185,13 +184,13 @@ def _openvino(
     return Candidate('openvino', 'openvino CPU', _version('openvino'), load)
 
 
-def _bpu(path: Path, options: EncoderOptions) -> Candidate:
+def _for_bpu(path: Path, options: EncoderOptions) -> tuple[list[Candidate], dict[str, str]]:
     def load() -> VisionEncoder:
         from .bpu import BpuEncoder
 
         return BpuEncoder(path, options)
 
-    return Candidate('bpu', 'BPU', '', load)
+    return [Candidate('bpu', 'BPU', '', load)], {}
 
 
 def _libmtmd(path: Path, options: EncoderOptions) -> VisionEncoder:
@@ -204,8 +203,13 @@ def _no_graph() -> None:
     """Say that the graph is in the file itself."""
 
 
-_LIBMTMD = ('llama_cpp.mtmd_cpp',)
-_BPU = ('hbm_runtime', 'hobot_dnn', 'hobot_dnn_rdkx5')
+#: suffix of an encoder file -> what gives the runtimes that read it
+READERS: dict[str, Callable[[Path, EncoderOptions], tuple[list[Candidate], dict[str, str]]]] = {
+    '.bin': _for_bpu,
+    '.hbm': _for_bpu,
+    '.onnx': _for_onnx,
+    '.gguf': _for_mmproj,
+}
 
 
 def _importable(module: str) -> bool:

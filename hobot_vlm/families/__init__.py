@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from ..config import FAMILIES
 from ..errors import ModelMismatch
 from ..values import ImageEmbedding, ImageTiles, Part, Pixels, Span
 
@@ -96,14 +97,6 @@ class TileFamily(Family):
         :param max_tiles: most tiles, the overview not counted; 0: as many as the makers use
         :param fit: how the picture fills a tile, or the grid of tiles; empty: ``default_fit``
         """
-
-
-#: name -> class, in the order of ``model_type``
-FAMILIES = {
-    'internvl': 'hobot_vlm.families.internvl:InternVL',
-    'smolvlm': 'hobot_vlm.families.smolvlm:SmolVLM',
-    'mtmd': 'hobot_vlm.families.mtmd:Mtmd',
-}
 
 
 def family(name: str) -> Family:

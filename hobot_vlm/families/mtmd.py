@@ -13,7 +13,7 @@ from . import Family
 from ..values import ImageEmbedding, Part, Span, TileSpan
 
 
-class Mtmd(Family):
+class Libmtmd(Family):
     """Pictures as libmtmd lays them out, one after the other before the question."""
 
     name = 'mtmd'

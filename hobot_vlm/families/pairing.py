@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import FAMILIES, family
+from . import family
+from ..config import FAMILIES
 from ..errors import ModelMismatch
 from ..llama.gguf import read_gguf
 from ..llama.model import Model

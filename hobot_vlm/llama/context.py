@@ -47,6 +47,9 @@ FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}  # llama_flash_attn_type
 #: most tokens per computed step, however long a batch is; llama.cpp's own default
 MAX_UBATCH = 512
 
+#: embeddings of the largest picture of a model that needs it whole: Gemma 4's limit in clip.cpp
+LARGEST_PICTURE = 1120
+
 #: share of the largest logit by which a token and its embedding may differ in their results
 SAME_LOGITS = 1e-3
 
@@ -122,7 +125,7 @@ class Context:
     :param threads: 0: one per usable core
     :param cache_type: one of ``CACHE_TYPES``
     :param flash_attention: one of ``FLASH_ATTENTION``
-    :param large_steps: compute a batch in one step, as pictures need that are seen whole
+    :param whole_pictures: some pictures must be decoded at once, however small ``n_batch`` is
     :raises ModelFileError: there is no memory for it
     """
 
@@ -135,7 +138,7 @@ class Context:
         threads: int = 0,
         cache_type: str = 'f16',
         flash_attention: str = 'auto',
-        large_steps: bool = False,
+        whole_pictures: bool = False,
     ):
         self.model = model
         self._on_close = ExitStack()
@@ -148,8 +151,9 @@ class Context:
         # 1. the context
         settings = lib.llama_context_default_params()
         settings.n_ctx = n_ctx
-        settings.n_batch = self.n_batch
-        self._n_step = self.n_batch if large_steps else min(self.n_batch, MAX_UBATCH)
+        room = max(self.n_batch, min(n_ctx, LARGEST_PICTURE)) if whole_pictures else self.n_batch
+        settings.n_batch = room
+        self._n_step = room if whole_pictures else min(room, MAX_UBATCH)
         settings.n_ubatch = self._n_step
         settings.n_seq_max = MAX_SEQUENCES
         settings.kv_unified = True  # any sequence may use any cell
@@ -175,7 +179,7 @@ class Context:
         self._stop = ctypes.create_string_buffer(2)
         self._install_stop()
         # 3. the arrays that every batch points into; llama.cpp reads them where they lie
-        n = self.n_batch
+        n = room
         self._tokens = np.zeros(n, np.int32)
         self._parts = 4 if model.has_several_positions else 1  # of the position of an embedding
         self._placed = np.zeros((self._parts, n), np.int32)  # and as a batch has them:
@@ -298,8 +302,8 @@ class Context:
         n = sum(len(run.entries) for run in runs)
         if sees_all and n > self._n_step:
             raise InferenceError(
-                f'a picture of {n} embeddings must be decoded at once, and n_batch is '
-                f'{self._n_step}: set n_batch to {n} or more'
+                f'a picture of {n} embeddings must be decoded at once, and there is room for '
+                f'{self._n_step}: set n_batch to {n} or more, and n_ctx no lower'
             )
         n = 0
         for run in runs:

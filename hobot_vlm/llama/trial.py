@@ -183,7 +183,7 @@ def _run_libmtmd(path: Path, decoder: Path) -> None:
         data, placing = part.encode(), part.placing
     places = (None, True) if placing is None else (placing.parts, placing.causal)
     room = max(len(data), MAX_SEQUENCES)
-    context = Context(model, n_ctx=room, n_batch=room, large_steps=True)
+    context = Context(model, n_ctx=room, n_batch=room, whole_pictures=True)
     context.run([Run(0, 0, Placed(data, *places))])
 
 

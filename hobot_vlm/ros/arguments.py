@@ -24,7 +24,8 @@ def usage(program: str, example: str) -> str:
         f'usage: {program} --ros-args -p NAME:=VALUE ... [--params-file FILE] '
         f'[--log-level LEVEL] [-r FROM:=TO]\n'
         f'for example: {program} --ros-args {example}\n'
-        'README.md lists the parameters; `ros2 param describe` shows them while the program runs.'
+        'docs/parameters.md lists the parameters; `ros2 param describe` shows them while the '
+        'program runs.'
     )
 
 

@@ -1,5 +1,5 @@
 """
-Every topic and service of the node: one table, which the node and the READMEs are made of.
+Every topic and service of the node: one table, which the node and docs/node.md are made of.
 
 It knows no ROS; the class of a message is imported when somebody wants it.
 """
@@ -73,7 +73,7 @@ PROMPT = Topic(
 REQUEST = Topic(
     '~/request',
     'std_msgs/String',
-    'in; [JSON](docs/requests.md): a question with an id, its own options and pictures; '
+    'in; [JSON](requests.md): a question with an id, its own options and pictures; '
     'any number are answered side by side',
 )
 SPEECH = Topic(
@@ -87,12 +87,12 @@ RESULT = Topic(
 REPLY = Topic(
     '~/reply',
     'std_msgs/String',
-    'out; [JSON](docs/reply.md): answer, token counts, timings, stamp, or the error',
+    'out; [JSON](reply.md): answer, token counts, timings, stamp, or the error',
 )
 CHUNK = Topic(
     '~/chunk',
     'std_msgs/String',
-    'out; [JSON](docs/requests.md): the answers to requests, piece by piece',
+    'out; [JSON](requests.md): the answers to requests, piece by piece',
 )
 TARGETS = Topic(
     _named['ai_msg_pub_topic_name'],

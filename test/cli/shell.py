@@ -23,10 +23,10 @@ ENDLESS = ['--grammar', 'root ::= "x" root', '--n-predict', '100000']
 REPLY = set(Reply('').as_dict())
 
 
-def start(*args, **streams):
-    """Start the command; give the process."""
+def start(*args, program=VLM, **streams):
+    """Start the command, or another program; give the process."""
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-    return subprocess.Popen([*VLM, *map(str, args)], cwd=ROOT, **(streams or pipes))
+    return subprocess.Popen([*program, *map(str, args)], cwd=ROOT, **(streams or pipes))
 
 
 def complaint(result, status=2):

@@ -23,9 +23,7 @@ def test_help_lists_every_option(run):
         assert f'--{name.replace("_", "-")}' in out
 
 
-@pytest.mark.parametrize(
-    'args', [(), ('nonsense',), ('ask', 'hi', '--nonsense'), ('models', 'extra')]
-)
+@pytest.mark.parametrize('args', [('nonsense',), ('ask', 'hi', '--nonsense'), ('models', 'extra')])
 def test_a_wrong_command_line(run, args):
     status, out, err = run(*args)
     assert status == 2 and out == '' and 'usage: vlm' in err
@@ -49,6 +47,22 @@ def test_a_wrong_command_line(run, args):
 )
 def test_what_cannot_be_is_said_in_one_line(run, args, words):
     assert words in complaint(run('ask', 'What is it?', *args))
+
+
+def test_help_is_a_word_too(run):
+    status, whole, err = run('--help')
+    assert run() == run('help') == (0, whole, err) and 'usage: vlm' in whole
+    assert run('help', 'models') == run('models', '--help')
+
+
+@pytest.mark.parametrize('args', [('ask', 'What is it?', 'no.jpg'), ('chat', 'no.jpg')])
+def test_a_file_that_is_not_there_is_heard_of_before_the_model_loads(run, args):
+    nothing = ('--llm-model-name', 'absent.gguf')
+    assert "'no.jpg': there is no such file" in complaint(run(*args, *nothing))
+
+
+def test_the_name_of_a_picture_is_no_question(run):
+    assert 'there is no question' in complaint(run('ask', 'absent.jpg'))
 
 
 def test_an_empty_prompt(run):

@@ -34,7 +34,7 @@ WIDE, TALL = picture(90, 50, 1), picture(33, 120, 3)
 #: more embeddings than fit a batch of ``OPTIONS``, where pictures of any size are read
 LARGE = picture(310, 250, 4)
 #: with flash attention, ggml rounds a row by how many others are computed with it
-OPTIONS = {'n_predict': 32, 'n_ctx': 2048, 'n_batch': 64, 'flash_attention': 'off'}
+OPTIONS = {'n_predict': 32, 'n_ctx': 2048, 'n_batch': 32, 'flash_attention': 'off'}
 SAME_LOGITS = 1e-3
 
 
@@ -313,7 +313,7 @@ def test_files_that_do_not_belong_together(folder: Path, tmp_path: Path) -> None
 
 
 def test_what_libmtmd_decides_cannot_be_asked_for(folder: Path) -> None:
-    with VLM.load(**files(folder, 'gemma3', n_batch=32)) as vlm:
+    with VLM.load(**files(folder, 'gemma3')) as vlm:
         refused: list[tuple[str, Callable[[], object]]] = [
             ('max_tiles', lambda: vlm.ask('.', WIDE, max_tiles=2)),
             ('fit', lambda: vlm.ask('.', WIDE, fit='fill')),
@@ -326,11 +326,11 @@ def test_what_libmtmd_decides_cannot_be_asked_for(folder: Path) -> None:
 
 
 def test_a_picture_too_large_to_be_decoded_at_once_is_an_error(folder: Path) -> None:
-    with VLM.load(**files(folder, 'gemma3', n_batch=32)) as vlm:
+    with VLM.load(**files(folder, 'gemma3', n_ctx=128, n_predict=4)) as vlm:
         context = core.parts(vlm).context
-        data = np.zeros((33, core.parts(vlm).model.n_embd), np.float32)
+        data = np.zeros((129, core.parts(vlm).model.n_embd), np.float32)
         run = core.Run(0, 0, Placed(data, None, causal=False))
-        with pytest.raises(InferenceError, match='set n_batch to 33'):
+        with pytest.raises(InferenceError, match='set n_batch to 129'):
             vlm.engine.call(lambda: context.run([run]))
         assert vlm.ask('Still there?', WIDE).text
 

@@ -6,7 +6,8 @@ import importlib.util
 from pathlib import Path
 import sys
 
-from hobot_vlm.families import FAMILIES, family, TileFamily
+from hobot_vlm.config import FAMILIES
+from hobot_vlm.families import family, TileFamily
 from hobot_vlm.families.internvl import closest_grid
 from hobot_vlm.families.smolvlm import layout
 from hobot_vlm.image.load import load_rgb

@@ -153,7 +153,11 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(width, height):
         ('data:image/png;base64' + 'A' * 70000, 'data: URL of 70021 characters: .* no comma'),
         ('data:,' + 'hello' * 9999, 'data: URL of 50001 characters is not a picture'),
         ('http://127.0.0.1:1/a.png', 'not fetched here'),
-        (StringIO('text'), "StringIO.* gives str instead of bytes; open it with mode 'rb'"),
+        pytest.param(
+            StringIO('text'),
+            "StringIO.* gives str instead of bytes; open it with mode 'rb'",
+            id='StringIO',  # its repr differs from process to process
+        ),
         ({'image': 'a.png'}, 'dict: expected a path'),
         ('', "picture '': there is no such file"),
         ('a\0b', 'there is no such file'),

@@ -1,66 +1,229 @@
 """
 Choosing between given answers by how likely the model finds each.
 
-Knows ``VLM`` and the scorer; every choice is a sequence of its own, and the scheduler decodes what
-they begin with once and all of them side by side.
+Knows ``VLM`` and the scorers. What is said is a sequence of the scheduler like any other, and so
+is each choice of several tokens: what they begin with is decoded once, and they run side by side.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as List
 from dataclasses import replace
+from functools import partial
+import math
+import threading
+from time import perf_counter
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from .engine.request import Request
 from .engine.sequence import Sequence
+from .engine.stream import Item, Mailbox, Stream
 from .errors import ConfigError
-from .llama.context import MAX_SEQUENCES
-from .llama.scorer import Scorer
+from .llama.scorer import Scorer, Speaker
+from .prompt.tokens import Prompt
+from .values import Progress, Reply, TextChunk
 
 if TYPE_CHECKING:
     from .engine.image_encoder import ImageJob
+    from .prompt_maker import Made
     from .vlm import VLM
 
+#: probability of all choices together from which on this is their place: as likely as not
+HALF = 0.5
 
-def choose(vlm: VLM, request: Request, choices: List[str]) -> dict[str, float]:
-    """Weigh choices; see :meth:`VLM.choose`."""
-    _check(choices)
-    config = vlm.maker.config_of(request)
-    context = vlm.parts.context
-    job = vlm.start_images(request)
-    scorers, streams = [], []
-    for choice in choices:
-        tokens = vlm.tokenize(choice)
-        sequence = Sequence(request, replace(config, n_predict=len(tokens)))
-        scorer = Scorer(context, tokens)
+#: logarithm of how much less likely than another a form is that need not be weighed whole: a tenth
+#: of what a share may be wrong by (1e-3)
+NEGLIGIBLE = math.log(1e-4)
 
-        def make(job: ImageJob, sequence: Sequence = sequence, scorer: Scorer = scorer) -> None:
+#: the tokens of a form of a choice
+Form = tuple[int, ...]
+
+
+def spellings(choice: str) -> list[str]:
+    """Give the ways in which a model may write a choice: small or large, after a space or not."""
+    bare = choice.strip()
+    cased = dict.fromkeys((bare, bare[0].upper() + bare[1:], bare[0].lower() + bare[1:]))
+    return [space + text for space in ('', ' ') for text in cased]
+
+
+def some(choices: List[str]) -> List[str]:
+    """
+    Give choices that are some.
+
+    :raises ConfigError: there are none
+    """
+    if not choices:
+        raise ConfigError('there are no choices: expected 2 or more', 'choices')
+    return choices
+
+
+class _Relay(Mailbox):
+    """Hands the end of a sequence on to whoever made it, and no pieces."""
+
+    def __init__(self, then: Callable[[Item], None]):
+        super().__init__()
+        self._then = then
+
+    def put(self, item: Item) -> None:
+        """Hand on the end; on the engine's thread."""
+        if not isinstance(item, TextChunk):
+            self._then(item)
+
+
+class Choosing:
+    """
+    One request with choices, from its submission to its reply.
+
+    1. The model says what it would say, up to the place of the choices: where as likely as not
+       one of them comes next. With ``exact`` that is at once.
+    2. There each choice is weighed whole; where the model has come to its end without such a
+       place, at its beginning.
+
+    The second step is begun on the engine's thread, at the end of the first.
+    """
+
+    def __init__(self, vlm: VLM, request: Request, job: ImageJob | None):
+        """
+        Begin.
+
+        :param job: the pictures, where they are on their way already
+        :raises VlmError: an option that cannot be, or the model is closed
+        """
+        self._vlm, self._request = vlm, request
+        self._config = vlm.maker.config_of(request)
+        self._job = job or vlm.start_images(request)
+        self._began = perf_counter()
+        self._deadline = self._began + request.timeout if request.timeout else None
+        self._mailbox = Mailbox()
+        self._forms: dict[Form, str] = {}
+        for choice in request.choices:
+            for text in [choice] if request.exact else spellings(choice):
+                if form := tuple(vlm.tokenize(text)):
+                    self._forms.setdefault(form, choice)
+        self._made: Made | None = None
+        self._head = Reply('')  # with the counts and times of the speaking
+        self._tokens = 0  # that were said
+        self._scores: dict[Form, float] = {}
+        self._guard = threading.Lock()  # of the next three
+        self._open: dict[Sequence, Stream] = {}
+        self._cancelled = self._over = False
+        share = 0.0 if request.exact else HALF
+        self._speaker = Speaker(vlm.parts.context, self._forms, share)
+        self._pictures = self._run(self._speaker, self._config.n_predict, [], self._on_spoken)
+
+    def stream(self) -> Stream:
+        """Give the caller's end."""
+        return Stream(self._mailbox, self.cancel, self._progress)
+
+    def _progress(self) -> Progress:
+        return self._pictures.progress
+
+    def cancel(self) -> None:
+        """Stop; callable from any thread."""
+        with self._guard:
+            self._cancelled = True
+            sequences = list(self._open)
+        for sequence in sequences:
+            self._vlm.engine.cancel(sequence)
+
+    # -- one sequence ------------------------------------------------------------------------
+
+    def _run(
+        self, sampler: Scorer, n_predict: int, after: List[int], then: Callable[[Reply], None]
+    ) -> Stream:
+        """Have a sequence run behind the prompt and what was said."""
+        vlm = self._vlm
+
+        def end(item: Item) -> None:
+            with self._guard:
+                self._open.pop(sequence, None)
+            try:
+                if isinstance(item, Reply) and item.finish_reason in ('stop', 'length'):
+                    if not self._over:
+                        then(item)
+                else:
+                    self._end(item)
+            except Exception as exc:  # the model was closed meanwhile
+                self._end(exc)
+
+        def make(job: ImageJob) -> None:
+            sequence.preprocess = job.preprocess
             images = job.images.result()
-            made = vlm.maker.question(request, config, images, [], drop_oldest=False)
-            vlm.engine.ready(sequence, made.prompt, made.thinking, scorer)
+            made = self._made or vlm.maker.question(
+                self._request, self._config, images, [], drop_oldest=False
+            )
+            self._made = made
+            prompt = Prompt([*made.prompt.ids, *after], made.prompt.tiles)
+            vlm.engine.ready(sequence, prompt, made.thinking, sampler)
 
-        scorers.append(scorer)
-        streams.append(vlm.begin(sequence, None, make, job))
-    for stream in streams:
-        stream.wait()
-    scores = np.array([scorer.logprob for scorer in scorers])
-    weights = np.exp(scores - scores.max())
-    shares = weights / weights.sum()
-    return dict(zip(choices, map(float, shares), strict=True))
+        config = replace(self._config, n_predict=n_predict)
+        sequence = Sequence(self._request, config, mailbox=_Relay(end))
+        sequence.deadline = self._deadline
+        with self._guard:  # it may end before ``begin`` returns
+            stream = self._open[sequence] = vlm.begin(sequence, None, make, self._job)
+            cancelled = self._cancelled
+        if cancelled:
+            vlm.engine.cancel(sequence)
+        return stream
 
+    # -- the steps ---------------------------------------------------------------------------
 
-def _check(choices: List[str]) -> None:
-    """
-    Check what is to be chosen between.
+    def _on_spoken(self, reply: Reply) -> None:
+        """Weigh the choices whole; of those of one token that is known."""
+        speaker, self._head = self._speaker, reply
+        first = speaker.last if speaker.stopped else speaker.first
+        said = speaker.said if speaker.stopped else []
+        self._tokens = len(speaker.said)
+        self._scores = {form: first[form[0]] for form in self._forms} | speaker.whole
+        known = {form for form in self._forms if len(form) == 1} | speaker.whole.keys()
+        least = max((self._scores[form] for form in known), default=-math.inf) + NEGLIGIBLE
+        waiting = {form for form in self._forms.keys() - known if first[form[0]] > least}
+        if not waiting:
+            return self._end(self._reply())
 
-    :raises ConfigError: no texts, fewer than two, too many, or one twice
-    """
-    if isinstance(choices, str) or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise ConfigError(f'choices is {repr(choices)[:80]}: expected a list of texts', 'choices')
-    if not 2 <= len(choices) <= MAX_SEQUENCES or len(set(choices)) < len(choices):
-        raise ConfigError(
-            f'there are {len(choices)} choices: expected 2 to {MAX_SEQUENCES} different ones',
-            'choices',
+        def add(form: Form, scorer: Scorer, _: Reply) -> None:
+            self._scores[form] += scorer.logprob
+            waiting.discard(form)
+            if not waiting:
+                self._end(self._reply())
+
+        for form in list(waiting):
+            scorer = Scorer(self._vlm.parts.context, form[1:])
+            then = partial(add, form, scorer)
+            self._run(scorer, len(form) - 1, [*said, form[0]], then)
+
+    def _reply(self) -> Reply:
+        best = max(self._scores.values())
+        weights = dict.fromkeys(self._request.choices, 0.0)
+        for form, score in self._scores.items():
+            weights[self._forms[form]] += math.exp(score - best)
+        total = sum(weights.values())
+        found = {choice: weight / total for choice, weight in weights.items()}
+        head = self._head
+        took = 1000 * (perf_counter() - self._began)
+        return replace(
+            head,
+            text=max(found, key=lambda choice: found[choice]),
+            finish_reason='stop',
+            completion_tokens=self._tokens,
+            timings=replace(
+                head.timings,
+                decode_ms=round(max(0.0, took - head.timings.ttft_ms), 3),
+                tokens_per_second=0.0,
+            ),
+            choices=found,
         )
+
+    def _end(self, item: Item) -> None:
+        """Give the caller the end, once."""
+        with self._guard:
+            over, self._over = self._over, True
+        if over:
+            return
+        self.cancel()
+        if isinstance(item, Reply) and item.choices:
+            self._mailbox.put(TextChunk(item.text))
+        elif isinstance(item, Reply):  # cancelled, or out of time
+            item = replace(item, text='')
+        self._mailbox.put(item)

@@ -288,7 +288,8 @@ class NodeConfig(Config):
     )
     parser_mode: int = option(
         0,
-        '0: text, 1: each prompt names a thing to find, and its boxes are published',
+        '0: text, 1: each prompt names a thing to find, or a task as in /point dog, and boxes and '
+        'points are published',
         choices=(0, 1),
     )
     conversation: bool = option(

@@ -64,7 +64,10 @@ class Conversation:
         """Ask the next question; as :meth:`VLM.stream`."""
         from .vlm import make_request
 
-        return self._vlm.submit(make_request(prompt, images, **more), self)
+        request = make_request(prompt, images, **more)
+        if request.choices:
+            raise ConfigError('choices stand in a conversation: ask VLM itself', 'choices')
+        return self._vlm.submit(request, self)
 
     def prefill(self) -> None:
         """Decode now what any next question begins with: the system prompt, or the history."""

@@ -187,7 +187,7 @@ def check_request(config: Config, family: Family | None, find: bool = False) -> 
     :raises ConfigError: one that this model, or such a request, cannot have
     """
     if isinstance(family, Libmtmd):
-        check_uncut(config, find)
+        check_uncut(config)
     if find and config.keep_image_tokens < 1:
         raise ConfigError(
             f'keep_image_tokens is {config.keep_image_tokens:g}, and boxes are wanted: where a '
@@ -202,7 +202,7 @@ def check_request(config: Config, family: Family | None, find: bool = False) -> 
         )
 
 
-def check_uncut(config: Config, find: bool) -> None:
+def check_uncut(config: Config) -> None:
     """Check the options of a request for a model whose pictures libmtmd cuts; as above."""
     for name, unset in (('max_tiles', 0), ('fit', ''), ('keep_image_tokens', 1)):
         if getattr(config, name) != unset:
@@ -211,5 +211,3 @@ def check_uncut(config: Config, find: bool) -> None:
                 f'model as its makers do: leave it at {unset!r}',
                 name,
             )
-    if find:
-        raise ConfigError('boxes are wanted, and only InternVL models are known to give them here')

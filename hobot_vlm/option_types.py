@@ -38,6 +38,8 @@ class AskOptions(RequestOptions, total=False):
     stop: Sequence[str]
     logit_bias: Mapping[int, float] | None
     logprobs: int
+    choices: Sequence[str]
+    exact: bool
     find: bool
     priority: int
     timeout: float

@@ -14,7 +14,7 @@ from . import loader
 from .config import Config, PER_REQUEST
 from .engine.request import Request
 from .errors import ConfigError, PictureError
-from .families import boxes, TileFamily
+from .families import boxes, grounding
 from .llama.ids import common
 from .option import unknown_option
 from .prompt import history
@@ -141,19 +141,31 @@ class PromptMaker:
             same = 0  # the oldest turns leave with the next question
         return Prompt(one.ids[:same], [item for item in one.tiles if item[0] < same])
 
-    def with_boxes(self, request: Request, size: tuple[int, int], reply: Reply) -> Reply:
+    def conclude(
+        self, request: Request, tokens: Sequence[int], size: tuple[int, int] | None, reply: Reply
+    ) -> Reply:
         """
-        Add the boxes of an answer, which are those in the first picture.
+        Give the reply to a request as its caller gets it.
+
+        :param tokens: of the answer
+        :param size: (width, height) of the first picture in pixels
+        """
+        reply = self.remember(tokens, reply)
+        return self.with_places(request, size, reply) if size else reply
+
+    def with_places(self, request: Request, size: tuple[int, int], reply: Reply) -> Reply:
+        """
+        Add the boxes and points of an answer, which are those in the first picture.
 
         :param size: (width, height) of that picture in pixels
         """
         parts = self._parts
-        assert isinstance(parts.family, TileFamily) and parts.encoder is not None
-        fit = parts.config.fit or parts.family.default_fit
-        thing = str(request.prompt)
-        return replace(
-            reply, boxes=boxes.find(reply.text, thing, *size, parts.encoder.tile_size, fit)
-        )
+        assert parts.family is not None and parts.encoder is not None
+        fit = request.options.get('fit') or parts.config.fit or parts.family.default_fit
+        thing = boxes.task(str(request.prompt))[1] if request.find else ''
+        frame = grounding.Frame(*size, parts.encoder.tile_size or boxes.SCALE, fit)
+        found, points = grounding.read(reply.text, thing, frame, request.find)
+        return replace(reply, boxes=found, points=points)
 
     def _system_text(self, config: Config) -> str:
         chosen, family = config.system_text(), self._parts.family

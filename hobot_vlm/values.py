@@ -207,6 +207,19 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Point:
+    """
+    A place that the answer names, in pixels of the original picture, from its upper left corner.
+
+    :param label: what is there, in the model's words; else the thing that was asked for
+    """
+
+    label: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """
     How likely a token of the answer was.
@@ -232,8 +245,10 @@ class Reply:
     :param completion_tokens: tokens of the answer
     :param reused_tokens: how many prompt tokens were in the KV cache already
     :param thinking: the model's reasoning, where there was any
-    :param boxes: regions that the answer names, where they were asked for
+    :param boxes: regions of the first picture that the answer names
+    :param points: places in it that the answer names
     :param logprobs: one entry per token, where they were asked for
+    :param choices: choice -> its share, where there was something to choose; all add up to 1
     """
 
     text: str
@@ -246,6 +261,8 @@ class Reply:
     thinking: str = ''
     boxes: tuple[Box, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    choices: dict[str, float] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -263,9 +280,9 @@ class Reply:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the fields by name, for JSON; of the last three only those that hold something."""
+        """Give the fields by name, for JSON; of the last five only those that hold something."""
         fields = asdict(self)
-        for name in ('thinking', 'boxes', 'logprobs'):
+        for name in ('thinking', 'boxes', 'logprobs', 'choices', 'points'):
             if not fields[name]:
                 del fields[name]
         return fields

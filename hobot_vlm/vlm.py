@@ -209,10 +209,10 @@ class VLM:
         """
         Say how likely each of 2 to 32 answers is, weighed whole by the model's own probabilities.
 
-        :return: choice -> its share; all add up to 1
+        :return: choice -> its share; all add up to 1. docs/acting.md says how they are weighed
         :raises ConfigError: choices that cannot be
         """
-        return choosing.choose(self, make_request(question, images, **more), choices)
+        return self.ask(question, images, choices=choosing.some(choices), **more).choices
 
     def encode(self, images: Images, **options: Unpack[AskOptions]) -> None:
         """
@@ -284,6 +284,8 @@ class VLM:
         :raises ConfigError: an option that cannot be
         :raises InferenceError: the model is closed
         """
+        if request.choices:
+            return choosing.Choosing(self, request, job).stream()
         maker = self.maker
         config = maker.config_of(request, conversation.system_prompt if conversation else '')
         sequence = Sequence(request, config, conversation)
@@ -296,9 +298,8 @@ class VLM:
             made = maker.question(request, config, images, earlier, drop)
             if conversation is not None:
                 sequence.remember = partial(conversation.remember, made.turns, conversation.era)
-            sequence.conclude = partial(maker.remember, sequence.tokens)
-            if request.find and images:
-                sequence.conclude = partial(maker.with_boxes, request, images[0].size)
+            size = images[0].size if images else None
+            sequence.conclude = partial(maker.conclude, request, sequence.tokens, size)
             sampler = Sampler(
                 self.parts.context, config, request.logit_bias, request.logprobs, made.thinking
             )

@@ -27,6 +27,15 @@ settings.register_profile('here', deadline=None)  # the machine may be busy
 settings.load_profile('here')
 
 
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Let a test that is about threads have every core, which a process of xdist has not."""
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    yield
+    os.sched_setaffinity(0, own)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what is noted of files and runtimes apart from what this user's programs note."""

@@ -19,7 +19,7 @@ from hobot_vlm.cli.main import main
 from hobot_vlm.config import NodeConfig
 from hobot_vlm.ros.inbox import Prompt, Stamp
 from hobot_vlm.ros.outcome import ImageInfo, Outcome
-from hobot_vlm.values import Box, Reply
+from hobot_vlm.values import Box, Point, Reply
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -279,12 +279,15 @@ def test_the_reply_is_described_and_its_example_is_one():
         for name in re.findall(r'\w+', cell)
     }
     image = ImageInfo('/image', Stamp(1, 2), 'camera', 0.5, 640, 360)
-    reply = Reply('!', thinking='...', boxes=(Box('dog', 1.5, 2, 3, 4),))
+    found = {'boxes': (Box('dog', 1.5, 2, 3, 4),), 'points': (Point('dog', 1.5, 2),)}
+    reply = Reply('!', thinking='...', choices={'!': 1.0}, **found)
     real = json.loads(Outcome(Prompt('?', Stamp(1, 2), id='1'), reply, (image,)).as_json())
-    names = set(real) | set(real['timings']) | set(real['pictures'][0]) | set(real['boxes'][0])
+    names = set(real) | set(real['timings'])
+    names = names.union(*(real[name][0] for name in ('pictures', 'boxes', 'points')))
     assert described == names
     (example,) = map(json.loads, blocks(text, 'json'))
-    del real['thinking'], real['boxes'], real['id']
+    for name in ('thinking', 'boxes', 'points', 'choices', 'id'):
+        del real[name]
     assert shape(example) == shape(real)
 
 

@@ -156,6 +156,7 @@ def test_context():
         VLM.load('demo', cache_type='q4_0', flash_attention='off')
 
 
+@pytest.mark.usefixtures('all_cores')
 def test_runtime(caplog):
     """These change how fast an answer comes, or from where, and not what it says."""
     with load() as plain:

@@ -41,6 +41,7 @@ def make(out: Path, build: Path) -> None:
     data.mkdir(parents=True, exist_ok=True)
     decoders: dict[str, np.ndarray] = {}
     logits: dict[str, np.ndarray] = {}
+    choices: dict[str, dict[str, float]] = {}
     told: dict[str, Any] = {
         'made by': f'transformers {transformers.__version__}, float32, CPU, PIL image processors',
         'pictures': 'test/pictures.py: picture(width, height, seed)',
@@ -81,9 +82,16 @@ def make(out: Path, build: Path) -> None:
                 f'{told["cases"][name]["tiles"]} tiles, '
                 f'margin {told["cases"][name]["margin"]}'
             )
+        choices |= {
+            f'{family}/{case}': reference.choices_case(family, vlm, case)
+            for case in ('single', 'text')
+        }
     _check_answers(told['cases'], decoders)
     np.savez_compressed(data / 'parity_decoder.npz', **decoders)
     np.savez_compressed(data / 'parity_vlm.npz', **logits)
+    (data / 'parity_choices.json').write_text(
+        json.dumps(choices, ensure_ascii=False, indent=1) + '\n', encoding='utf-8'
+    )
     (data / 'parity_vlm.json').write_text(
         json.dumps(told, ensure_ascii=False, indent=1) + '\n', encoding='utf-8'
     )
@@ -111,6 +119,16 @@ def compare(stored: Path, fresh: Path) -> list[str]:
                     or np.abs(old[name] - new[name]).max() > TOLERANCE
                 ):
                     wrong.append(f'{name} in {file}')
+    old, new = (
+        json.loads((path / 'data' / 'parity_choices.json').read_text('utf-8'))
+        for path in (stored, fresh)
+    )
+    wrong += [
+        f'choices of {name}'
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, {}).keys() != new.get(name, {}).keys()
+        or any(abs(old[name][text] - new[name][text]) > TOLERANCE for text in old[name])
+    ]
     return wrong
 
 

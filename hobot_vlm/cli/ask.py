@@ -33,6 +33,13 @@ def add_parser(commands: Any) -> None:
         metavar='PROMPT|FILE',
         help='the question, and pictures or videos, in any order; - reads the question from stdin',
     )
+    ask.add_argument(
+        '--choose',
+        action='append',
+        default=[],
+        metavar='A,B',
+        help='say how likely each of these answers is; repeatable, for answers with commas',
+    )
     ask.set_defaults(run=run)
 
 
@@ -75,13 +82,20 @@ def run(args: argparse.Namespace) -> int:
     with load(config) as vlm:
         note_demo(vlm)
         shown = pictures.take()
-        stream = vlm.stream(prompt.strip(), stop=args.stop, logprobs=args.logprobs, **shown)
-        reply, interrupted = answer(stream, args, bool(shown))
+        asked = {'stop': args.stop, 'logprobs': args.logprobs, 'choices': choices(args.choose)}
+        stream = vlm.stream(prompt.strip(), **asked, **shown)
+        reply, interrupted = answer(stream, args, bool(shown), whole=bool(args.choose))
     if args.stats:
         say(timings(reply))
     if interrupted:
         return EXIT_INTERRUPTED
     return note_end(reply, vlm.config, args.json)
+
+
+def choices(given: Sequence[str]) -> list[str]:
+    """Give what is to be chosen between; several options hold one choice each."""
+    parts = given if len(given) != 1 else given[0].split(',')
+    return [part.strip() for part in parts]
 
 
 def _sorted(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -215,10 +229,13 @@ class Pictures:
 # -- answers ----------------------------------------------------------------------------------
 
 
-def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Reply, bool]:
+def answer(
+    stream: Stream, args: argparse.Namespace, pictures: bool, whole: bool = False
+) -> tuple[Reply, bool]:
     """
     Print an answer as it comes.
 
+    :param whole: print it at its end alone
     :return: the reply, and whether Ctrl-C stopped it; a second one ends the program
     """
     interrupted = False
@@ -242,7 +259,7 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
                     continue
                 text = chunk.text if begun else chunk.text.lstrip()
                 begun = begun or bool(text)
-                if args.json:
+                if args.json or whole:
                     waiting.show('answering')
                     continue
                 if terminal:
@@ -254,7 +271,11 @@ def answer(stream: Stream, args: argparse.Namespace, pictures: bool) -> tuple[Re
             stream.close()
     reply: Reply = stream.wait()
     waiting.hide()
-    last = json.dumps(reply.as_dict(), ensure_ascii=False) if args.json else lines.end()
+    last = lines.end()
+    if args.json:
+        last = json.dumps(reply.as_dict(), ensure_ascii=False)
+    elif reply.choices:
+        last = '\n'.join(f'{share:.3f}  {choice}' for choice, share in reply.choices.items())
     print(last, flush=True)
     return reply, interrupted
 

@@ -67,12 +67,12 @@ class Engine:
     def ready(
         self, sequence: Sequence, prompt: Prompt, thinking: bool, sampler: Sampler | Scorer | None
     ) -> None:
-        """Give a sequence its prompt; one that is no longer stops a large step of others."""
+        """Give a sequence its prompt; a much shorter one stops a large step of others."""
         for _, tile in prompt.tiles:
             if not tile.encoded.done():
                 tile.encoded.add_done_callback(lambda _: self._wake())
         self._scheduler.inbox.put(lambda: sequence.set_prompt(prompt, thinking, sampler))
-        if len(prompt.ids) <= self._scheduler.large_step:
+        if 2 * len(prompt.ids) <= self._scheduler.large_step:
             self._context.stop()
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, PromptError
+from ..llama.context import MAX_SEQUENCES
 from ..prompt.history import Message, read_messages
 from ..values import Images, ImageSource, Part
 
@@ -35,6 +36,8 @@ class Request:
     :param stop: texts that end the answer; they are not part of it
     :param logit_bias: token id -> what is added to its logit
     :param logprobs: likeliest tokens to report for each token of the answer
+    :param choices: answers to choose between, 2 to 32; see :meth:`hobot_vlm.VLM.choose`
+    :param exact: these are weighed as they are written, at the beginning of the answer
     :param find: the prompt names a thing, whose boxes are wanted
     :param priority: higher goes first
     :param timeout: seconds after which the answer ends as it is; 0: never
@@ -50,6 +53,8 @@ class Request:
     stop: Sequence[str] = ()
     logit_bias: Mapping[int, float] | None = None
     logprobs: int = 0
+    choices: Sequence[str] = ()
+    exact: bool = False
     find: bool = False
     priority: int = 0
     timeout: float = 0.0
@@ -91,6 +96,7 @@ class Request:
             _whole(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS,
             f'a whole number from 0 to {MAX_LOGPROBS}',
         )
+        self._check_choices()
         self._check('priority', _whole(self.priority), 'a whole number')
         self._check(
             'timeout',
@@ -111,10 +117,48 @@ class Request:
             return list(self.images)
         return [self.images]
 
+    def _check_choices(self) -> None:
+        """
+        Check what is to be chosen between.
+
+        :raises ConfigError: no texts, too few or too many, one twice, or beside what they exclude
+        """
+        self._check('exact', isinstance(self.exact, bool), 'True or False')
+        if not self.choices:
+            self._check('choices', _texts(self.choices), 'texts')
+            self._check('exact', not self.exact, 'choices beside it')
+            return
+        good = _texts(self.choices) and all(map(str.strip, self.choices))
+        self._check('choices', good, 'a list of texts')
+        alike = {text if self.exact else folded(text) for text in self.choices}
+        count = len(self.choices)
+        if not 2 <= count <= MAX_SEQUENCES or len(alike) < count:
+            raise ConfigError(
+                f'there are {count} choices: expected 2 to {MAX_SEQUENCES} different ones, as '
+                'spaces around them and the case of their first letters do not tell them apart',
+                'choices',
+            )
+        options = [name for name in ('grammar', 'json_schema', 'regex') if self.options.get(name)]
+        fields = [
+            name for name in ('stop', 'logit_bias', 'logprobs', 'find') if getattr(self, name)
+        ]
+        for name in (*options, *fields):
+            raise ConfigError(
+                f'choices and {name} are given: one of the choices is the whole answer, so leave '
+                f'out {name}',
+                'choices',
+            )
+
     def _check(self, name: str, good: bool, expected: str) -> None:
         if not good:
             value = repr(getattr(self, name))
             raise ConfigError(f'{name} is {value[:80]}: expected {expected}', name)
+
+
+def folded(choice: str) -> str:
+    """Give what all spellings of a choice have in common."""
+    bare = choice.strip()
+    return bare[:1].lower() + bare[1:]
 
 
 def _texts(value: object) -> bool:

@@ -34,7 +34,8 @@ class Scheduler:
         self.dead: VlmError | None = None  # why llama.cpp cannot go on
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.large_step = 0  # entries of the step that is running, where a newcomer may stop it
+        # ids left to those whose step is running, where a newcomer may stop it
+        self.large_step = 0
         self._cache = cache
         self._context = cache.context
         self._room = Room(cache)
@@ -130,7 +131,7 @@ class Scheduler:
                 continue
             if run is not None:
                 step.append((sequence, run))
-        self.large_step = 0 if small else sum(len(run.ids) for _, run in step)
+        self.large_step = 0 if small else sum(sequence.unread for sequence, _ in step)
         ended = any(s.status is Status.FINISHED for s in (*self.running, *self.waiting))
         self._idle = not step and not ended
         return step

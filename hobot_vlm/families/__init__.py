@@ -23,6 +23,7 @@ class Family(ABC):
 
     :cvar name: as it stands in messages and in the catalogue
     :cvar model_type: its number among the options
+    :cvar default_fit: how its makers bring a picture to the shape that coordinates count in
     :cvar marks: the control tokens by which it is known, for messages
     :cvar template: its Jinja chat template; empty: the one of the model file
     :cvar image_mark: what the template writes for a picture, if it wants turns as lists of parts
@@ -32,6 +33,7 @@ class Family(ABC):
 
     name: str
     model_type: int
+    default_fit: str
     marks: str
     template: str = ''
     image_mark: str = ''
@@ -80,12 +82,10 @@ class TileFamily(Family):
 
     :cvar mean: per channel, of pixels scaled to 0..1
     :cvar std: per channel
-    :cvar default_fit: how its makers bring a picture to the shape of a tile
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    default_fit: str
 
     @abstractmethod
     def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:

@@ -25,17 +25,42 @@ _BOX = re.compile(r'\[' + ','.join([_NUMBER] * 4) + r'\]')
 _MARK = re.compile(r'</?(?:ref|box)>')
 _REF = re.compile(r'<ref>([^<]*)</ref>')
 #: what may stand between a label and its boxes
-_JOINTS = ' \t\r\n,.;:、，。；：[]'
+JOINTS = ' \t\r\n,.;:、，。；：[]'
 
 
-def question(thing: str, controls: Collection[str]) -> Part:
+#: task -> what is asked, where it is not InternVL's question for boxes. The names are those of
+#: hobot_locateanything, the form of points is the one that Qwen-VL was taught
+TASKS = {
+    '/detect': '',
+    '/ground': '',
+    '/point': 'Point to every {} in the picture. Answer with a JSON list of objects such as '
+    '{{"point_2d": [x, y], "label": "..."}}, with coordinates from 0 to 1000.',
+    '/text': 'Read all the text in the picture.',
+}
+
+
+def task(prompt: str) -> tuple[str, str]:
+    """Tell a task from what it is about: ``/point dog``; without one, it is to detect a thing."""
+    name, _, rest = prompt.strip().partition(' ')
+    return (name, rest.strip()) if name in TASKS else ('/detect', prompt)
+
+
+def question(prompt: str, controls: Collection[str]) -> Part:
     """
-    Ask where a thing is, in the words that InternVL was taught.
+    Ask where a thing is, in the words that InternVL was taught; or what else a task says.
 
+    :param prompt: a thing, or a task and the thing: several, with commas between them, for detect
     :param controls: control tokens of the model; marks that it lacks are written as text
     """
+    name, thing = task(prompt)
+    if TASKS[name]:
+        return TASKS[name].format(thing)
     opening, closing = (Control(mark) if mark in controls else Text(mark) for mark in MARKS)
-    spans: list[Span] = [Text(QUESTION), opening, Text(thing), closing]
+    several = prompt.startswith(name) and name == '/detect'
+    things = [part.strip() for part in thing.split(',')] if several else [thing]
+    spans: list[Span] = [Text(QUESTION)]
+    for number, part in enumerate(things):
+        spans += [*([Text(', ')] if number else []), opening, Text(part), closing]
     return spans
 
 
@@ -91,5 +116,5 @@ def label_in(text: str, thing: str) -> str:
     marked = _REF.findall(text)
     if marked:
         return str(marked[-1]).strip()
-    label = _MARK.sub('', text).strip(_JOINTS)
+    label = _MARK.sub('', text).strip(JOINTS)
     return thing if thing and label.endswith(thing) else label

@@ -18,6 +18,7 @@ class Libmtmd(Family):
 
     name = 'mtmd'
     model_type = 2
+    default_fit = 'fill'
     marks = 'none: known by its encoder'
 
     def knows(self, controls: Collection[str]) -> bool:

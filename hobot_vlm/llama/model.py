@@ -105,6 +105,21 @@ class Model:
         """Say whether a token ends the answer."""
         return bool(lib.llama_vocab_is_eog(self.vocab, token))
 
+    def end(self) -> int:
+        """
+        Give a token that ends the answer.
+
+        :raises ModelMismatch: there is none
+        """
+        usual = (lib.llama_vocab_eos(self.vocab), lib.llama_vocab_eot(self.vocab))
+        for token in (*usual, *self.controls.values()):
+            if token >= 0 and self.is_end(token):
+                return int(token)
+        raise ModelMismatch(
+            f'{self.path} has no token that ends an answer: expected one that its file names as '
+            'tokenizer.ggml.eos_token_id'
+        )
+
     def _read_controls(self) -> tuple[dict[str, int], list[str]]:
         """
         Give the tokens that a chat template may use as marks.

@@ -97,7 +97,7 @@ class Assembly:
         self.inbox = Inbox(cameras)
         with ExitStack() as undo:
             # 2. outputs; subscribers find them while the model loads
-            self._publishers = Publishers(node, config)
+            self._publishers = Publishers(node, config, self._on_reply)
             undo.callback(self._leave_graph)
             self._serve(topics.CANCEL.name, self._on_cancel)
             self._serve(topics.RESET.name, self._on_reset)
@@ -320,6 +320,12 @@ class Assembly:
             self._printable = False
             self._node.get_logger().error(f'the answer cannot be printed: {exc}')
             self._finish(1)
+
+    def _on_reply(self, outcome: Outcome) -> None:
+        """Show on the page what an answer found."""
+        serving = self._serving
+        if serving is not None:
+            serving.note(outcome)
 
     def _on_answer(self, outcome: Outcome) -> None:
         """Say what became of a prompt; the local picture's first answer ends the process."""

@@ -6,12 +6,12 @@ Knows the schema of the reply, which docs/reply.md describes, and no ROS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import json
 from typing import Any
 
 from .inbox import Prompt, Stamp
-from ..values import Reply
+from ..values import Pixels, Reply
 
 #: characters of a prompt that its reply repeats: enough to know it by, and no second copy of a
 #: prompt of megabytes
@@ -52,6 +52,7 @@ class Outcome:
     What became of a prompt.
 
     :param images: the pictures it was about
+    :param picture: the first of them
     :param error: why there is no whole answer; empty where there is
     :param started: when the model was asked
     """
@@ -61,6 +62,7 @@ class Outcome:
     images: tuple[ImageInfo, ...] = ()
     error: str = ''
     started: Stamp = Stamp(0, 0)
+    picture: Pixels | None = field(default=None, compare=False, repr=False)
 
     @property
     def stamp(self) -> Stamp:

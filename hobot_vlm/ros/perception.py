@@ -25,17 +25,31 @@ def perception_targets(outcome: Outcome, detection: bool) -> Any:
     """
     Make an ai_msgs/PerceptionTargets.
 
-    :param detection: whether the targets are the boxes; otherwise there is one, and its type is
-        the text of the answer
+    :param detection: whether the targets are the boxes and points; otherwise there is one, and
+        its type is the text of the answer
     """
     msg = import_module('ai_msgs.msg')
     if detection:
+        geometry = import_module('geometry_msgs.msg')
         targets = [
             msg.Target(
                 type=box.label,
                 rois=[msg.Roi(type=box.label, rect=region(box), confidence=CONFIDENCE)],
             )
             for box in outcome.reply.boxes
+        ]
+        targets += [
+            msg.Target(
+                type=point.label,
+                points=[
+                    msg.Point(
+                        type=point.label,
+                        point=[geometry.Point32(x=float(point.x), y=float(point.y))],
+                        confidence=[CONFIDENCE],
+                    )
+                ],
+            )
+            for point in outcome.reply.points
         ]
     else:
         targets = [msg.Target(type=outcome.reply.text)]
@@ -75,10 +89,13 @@ def phases(timings: Timings) -> dict[str, float]:
 
 
 def detections(outcome: Outcome) -> Any:
-    """Make a vision_msgs/Detection2DArray of the boxes of an answer."""
+    """Make a vision_msgs/Detection2DArray of the boxes and points of an answer."""
     msg = import_module('vision_msgs.msg')
     found = []
-    for box in outcome.reply.boxes:
+    reply = outcome.reply
+    #: a point is a box without any size
+    spots = [Box(point.label, point.x, point.y, point.x, point.y) for point in reply.points]
+    for box in (*reply.boxes, *spots):
         detection = msg.Detection2D(header=header(outcome))
         hypothesis = msg.ObjectHypothesis(class_id=box.label, score=CONFIDENCE)
         detection.results = [msg.ObjectHypothesisWithPose(hypothesis=hypothesis)]

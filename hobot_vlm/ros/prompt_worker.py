@@ -273,7 +273,8 @@ class PromptWorker:
             reply = Reply(''.join(pieces), 'error')
         elif pictures.rgb and reply.completion_tokens:  # else the turn may not be remembered
             self._in_chat = pictures.rgb
-        outcome = Outcome(prompt, reply, tuple(pictures.info), error, started)
+        picture = pictures.rgb[0] if pictures.rgb else None
+        outcome = Outcome(prompt, reply, tuple(pictures.info), error, started, picture)
         if settings.in_turns:
             self._keep_chat(cells=False)  # a process that is killed remembers what it said
         self._publishers.finish(outcome)

@@ -7,6 +7,7 @@ docs/reply.md describes the reply.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import json
 from time import monotonic, sleep
 
@@ -18,6 +19,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import String
 
 from . import topics
+from .annotated import Annotated
 from .outcome import Outcome
 from .perception import detections, perception_targets
 from ..config import NodeConfig
@@ -34,8 +36,17 @@ LATCHED = QoSProfile(
 class Publishers:
     """The publishers of a configured node."""
 
-    def __init__(self, node: Node, config: NodeConfig):
+    def __init__(
+        self, node: Node, config: NodeConfig, on_reply: Callable[[Outcome], None] = lambda _: None
+    ):
+        """
+        Begin to publish.
+
+        :param on_reply: given what became of a prompt or a request, once that is published
+        """
         self._node = node
+        self._on_reply = on_reply
+        self._annotated = Annotated(node)  # for which no first answer waits
         self._publishers: list[Publisher] = []
         self._began = monotonic()
         self._speech = self._publisher(String, config.text_msg_pub_topic_name, SPOKEN)
@@ -79,10 +90,16 @@ class Publishers:
             self._targets.publish(perception_targets(outcome, self._detection))
         if self._detections is not None:
             self._detections.publish(detections(outcome))
+        self.annotate(outcome)
 
     def reply(self, outcome: Outcome) -> None:
         """Publish the reply to a prompt or a request."""
         self._reply.publish(String(data=outcome.as_json()))
+        self._on_reply(outcome)
+
+    def annotate(self, outcome: Outcome) -> None:
+        """Publish the picture with the answer on it; that takes a while where somebody listens."""
+        self._annotated.publish(outcome)
 
     def chunk(self, number: str, text: str) -> None:
         """Publish a piece of the answer to the request with this id."""
@@ -109,3 +126,4 @@ class Publishers:
         for publisher in self._publishers:
             self._node.destroy_publisher(publisher)
         self._publishers.clear()
+        self._annotated.close()

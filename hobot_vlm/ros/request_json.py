@@ -24,7 +24,7 @@ from ..values import Pixels
 ID_LENGTH = 200
 
 #: fields of the model's requests that make sense in JSON
-FIELDS = ('stop', 'find', 'priority', 'timeout')
+FIELDS = ('stop', 'find', 'choices', 'exact', 'priority', 'timeout')
 OWN = ('id', 'prompt', 'messages', 'images', 'cancel')
 KEYS = (*OWN, *FIELDS, *PER_REQUEST)
 #: options that may be given as the path of a file, but not by somebody on a topic

@@ -203,7 +203,17 @@ class Requests:
             log.exception('no answer to request %.60r', question.id)
         if error:
             reply = Reply(''.join(pieces), 'error')
-        self._finish(Outcome(prompt, reply, tuple(pictures.info), error, started))
+        picture = pictures.rgb[0] if pictures.rgb else None
+        outcome = Outcome(prompt, reply, tuple(pictures.info), error, started, picture)
+        self._finish(outcome)
+        if picture is not None:
+            await asyncio.to_thread(self._annotate, outcome)
+
+    def _annotate(self, outcome: Outcome) -> None:
+        try:
+            self._publishers.annotate(outcome)
+        except Exception:  # of ROS, on the way out
+            log.exception('an annotated picture was not handed out')
 
     async def _until_cancelled(
         self, work: Coroutine[Any, Any, None], prompt: Prompt, timeout: float

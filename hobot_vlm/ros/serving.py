@@ -6,20 +6,26 @@ Knows how the server is started and stopped; what it answers stands in ``server/
 
 from __future__ import annotations
 
+from dataclasses import replace
 import logging
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from .frames import FrameReader, Pictures
 from .inbox import Frames, Inbox
+from .outcome import Outcome
 from ..config import NodeConfig
 from ..errors import ConfigError, VlmError
 from ..server import check_libraries
-from ..values import Pixels
+from ..values import Box, Pixels
 
 if TYPE_CHECKING:
     from ..server.live import LivePicture
     from ..vlm import VLM
+
+#: seconds that boxes stay on the picture of a camera, which does not wait
+SHOWN_SECONDS = 5.0
 
 log = logging.getLogger('hobot_vlm.node')
 
@@ -70,6 +76,9 @@ class Serving:
         self._reader = reader
         self._picture = picture
         self._last: tuple[Frames, LivePicture | None] = ((), None)
+        #: boxes and points of the newest answer about a picture, and when it came
+        self._found: tuple[tuple[Box, ...], tuple[tuple[str, float, float], ...], float]
+        self._found = (), (), 0.0
         app, service = create_app(vlm, Settings.of(config.serve_host), Live(self._newest))
         try:
             self._server = HttpServer(app, service, config.serve_host, config.serve)
@@ -81,22 +90,36 @@ class Serving:
             ) from exc
         log.info('listening on %s', self._server.url)
 
+    def note(self, outcome: Outcome) -> None:
+        """Show where an answer says that things are, on the live picture."""
+        reply = outcome.reply
+        if outcome.picture is not None:
+            points = tuple((point.label, point.x, point.y) for point in reply.points)
+            self._found = reply.boxes, points, monotonic()
+
     def _newest(self) -> LivePicture | None:
         """Give the newest picture; the same object as long as it is the same."""
         from ..server.live import LivePicture
 
         frames = self._inbox.newest()
-        if self._picture is not None and self._last[1] is None:
-            self._last = (), LivePicture(self._picture)
+        boxes, points, since = self._found
+        if self._picture is None and monotonic() - since > SHOWN_SECONDS:
+            boxes, points = (), ()  # the robot has moved on
+        last = self._last[1]
+        if self._picture is not None and last is None:
+            last = LivePicture(self._picture)
         elif frames and frames != self._last[0]:
             pictures = Pictures()
             try:
                 self._reader.read(frames, pictures)
-                self._last = frames, LivePicture(pictures.rgb[0], topic=pictures.info[0].topic)
+                last = LivePicture(pictures.rgb[0], topic=pictures.info[0].topic)
             except VlmError as exc:
-                self._last = frames, None
+                last = None
                 log.debug('%s', exc)
-        return self._last[1]
+        if last is not None and (last.boxes, last.points) != (boxes, points):
+            last = replace(last, boxes=boxes, points=points)
+        self._last = frames, last
+        return last
 
     def close(self, seconds: float | None = None) -> bool:
         """End all answers, and the server; False when that takes longer."""

@@ -105,6 +105,14 @@ DETECTIONS = Topic(
     'vision_msgs/Detection2DArray',
     'out, with `parser_mode:=1` and where that package is installed; a box for each thing found',
 )
+ANNOTATED = Topic(
+    '~/annotated',
+    'sensor_msgs/Image',
+    'out, while somebody listens; the picture with boxes, points and the answer drawn on it',
+)
+ANNOTATED_COMPRESSED = Topic(
+    '~/annotated/compressed', 'sensor_msgs/CompressedImage', 'out, while somebody listens; as JPEG'
+)
 DIAGNOSTICS = Topic(
     '/diagnostics', 'diagnostic_msgs/DiagnosticArray', 'out, once a second; state and last timings'
 )
@@ -117,6 +125,7 @@ RESET = Topic(
 
 ALL = (
     *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT, REQUEST),
-    *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS, DIAGNOSTICS),
+    *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS),
+    *(ANNOTATED, ANNOTATED_COMPRESSED, DIAGNOSTICS),
     *(CANCEL, RESET),
 )

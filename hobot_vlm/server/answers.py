@@ -75,6 +75,11 @@ def timings(reply: Reply) -> Event:
     }
 
 
+def shares(reply: Reply) -> Event:
+    """Give how likely each choice is, where there was something to choose; a field of ours."""
+    return {'choice_probabilities': reply.choices} if reply.choices else {}
+
+
 def logprob_entries(found: Sequence[TokenLogprob], top: int) -> list[Event]:
     """Give the logarithms of probabilities as chat completions and responses have them."""
     return [
@@ -142,6 +147,7 @@ class Writer:
         if reason == 'stop' and index in self._called:
             reason = 'tool_calls'
         event = self._chunk(index, {}, reason=reason)
+        event['choices'][0] |= shares(reply)
         event['timings'] = timings(reply)
         return [event]
 
@@ -222,6 +228,7 @@ class Writer:
             'message': message,
             'logprobs': self._logprobs(reply.logprobs),
             'finish_reason': reason,
+            **shares(reply),
         }
 
     def _logprobs(self, found: Sequence[TokenLogprob]) -> Event | None:
@@ -252,6 +259,7 @@ class CompletionWriter(Writer):
     def end(self, index: int, reply: Reply) -> list[Event]:
         """Give the events at the end of one answer."""
         event = self._text(index, '', (), finish_reason(reply))
+        event['choices'][0] |= shares(reply)
         return [{**event, 'timings': timings(reply)}]
 
     def finish(self, replies: Sequence[Reply]) -> list[Event]:
@@ -270,7 +278,7 @@ class CompletionWriter(Writer):
     def _choice(self, index: int, reply: Reply) -> Event:
         choices = self._text(index, reply.text, reply.logprobs, finish_reason(reply))['choices']
         choice: Event = choices[0]
-        return choice
+        return choice | shares(reply)
 
     def _old_logprobs(self, index: int, found: Sequence[TokenLogprob]) -> Event | None:
         top = self.asked.top_logprobs

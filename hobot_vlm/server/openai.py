@@ -225,10 +225,10 @@ def _asked(
         options['json_schema'] = json.dumps(schema, ensure_ascii=False) + '\n'
     if regex:
         options['regex'] = regex
-    if len({'grammar', 'json_schema', 'regex'} & set(options)) > 1:
+    if len({'grammar', 'json_schema', 'regex', 'choices'} & set(options)) > 1:
         raise ConfigError(
-            'an answer follows one thing: expected one of grammar, response_format and tools; '
-            'tools go with json_schema',
+            'an answer follows one thing: expected one of grammar, response_format, choices and '
+            'tools; tools go with json_schema',
             'response_format',
         )
     if top is not None:
@@ -267,6 +267,9 @@ def _sampling(fields: Fields) -> dict[str, Any]:
         raise ConfigError(f'stop has {len(stops)} texts: expected {MOST_STOPS} at most', 'stop')
     if stops:
         options['stop'] = tuple(map(clean, stops))
+    chosen = _choices(fields)
+    if chosen:
+        options['choices'] = chosen
     bias = _logit_bias(fields.any('logit_bias', {}), fields)
     if bias:
         options['logit_bias'] = bias
@@ -277,6 +280,19 @@ def _sampling(fields: Fields) -> dict[str, Any]:
     if thinking is not None:
         options['thinking'] = thinking
     return options
+
+
+def _choices(fields: Fields) -> list[str]:
+    """Read what is to be chosen between, by vLLM's names: the newer one, or the older."""
+    outputs = fields.object('structured_outputs')
+    chosen = fields.any('guided_choice', [])
+    where = fields.path('guided_choice')
+    if outputs is not None:
+        chosen, where = outputs.any('choice', chosen), outputs.path('choice')
+        outputs.end()
+    if not isinstance(chosen, list) or not all(isinstance(text, str) for text in chosen):
+        raise ConfigError(f'{where} is {named(chosen)}: expected an array of texts', where)
+    return [clean(text) for text in chosen]
 
 
 def _logit_bias(value: Any, fields: Fields) -> dict[int, float]:

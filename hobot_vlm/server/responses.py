@@ -11,7 +11,7 @@ import json
 from typing import Any
 import uuid
 
-from .answers import Event, finish_reason, logprob_entries, timings, Writer
+from .answers import Event, finish_reason, logprob_entries, shares, timings, Writer
 from .openai import Asked
 from .tools import ToolReader
 from ..values import Reply, TextChunk, TokenLogprob
@@ -214,5 +214,5 @@ class ResponseWriter(Writer):
             'usage': counts,
         }
         if reply is not None:
-            response['timings'] = timings(reply)
+            response |= {'timings': timings(reply), **shares(reply)}
         return response

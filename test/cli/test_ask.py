@@ -18,6 +18,24 @@ def test_an_answer(run, sample, demo):
     assert run('ask', '-', sample, stdin='Describe the picture.\n')[1] == f'{expected}\n'
 
 
+def test_choosing(run, sample, demo):
+    question = 'Is there a banana?'
+    shares = demo.choose(question, sample, ['yes', 'no'])
+    status, out, err = run('ask', question, sample, '--choose', 'yes, no')
+    assert (status, err) == (0, '')
+    assert [line.split('  ') for line in out.splitlines()] == [
+        [pytest.approx(f'{share:.3f}'), choice] for choice, share in shares.items()
+    ]
+    status, out, _ = run(
+        'ask', question, sample, '--choose', 'yes, there', '--choose', 'no, there', '--json'
+    )
+    reply = json.loads(out)
+    assert list(reply['choices']) == ['yes, there', 'no, there'] and status == 0
+    assert reply['text'] == max(reply['choices'], key=reply['choices'].get)
+    said = complaint(run('ask', question, sample, '--choose', 'yes'))
+    assert 'there are 1 choices: expected 2 to 32' in said
+
+
 def test_question_and_pictures_in_any_order(run, sample, demo):
     expected = demo.ask('Describe the picture.', images=sample).text
     for words in (

@@ -301,6 +301,7 @@ def test_batches_equal_fresh_contexts(model, monkeypatch):
 
 
 @pytest.mark.parametrize('cache_type', ['q8_0/f16', 'q8_0'])
+@pytest.mark.usefixtures('all_cores')
 def test_side_by_side_to_the_last_bit(cache_type, monkeypatch):
     """With these caches a quantised model's logits do not depend on what is decoded beside."""
     questions = [(question, PICTURES[0]) for question in QUESTIONS]

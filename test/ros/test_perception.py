@@ -1,10 +1,13 @@
 """Answers as ai_msgs and vision_msgs: what they hold, and that they arrive with their picture."""
 
+from io import BytesIO
 import json
 
+from hobot_vlm.ros.annotated import COLOURS
+from hobot_vlm.ros.images import to_rgb
 from hobot_vlm.ros.inbox import Prompt, Stamp
 from hobot_vlm.ros.outcome import ImageInfo, Outcome
-from hobot_vlm.values import Box, Reply, Timings
+from hobot_vlm.values import Box, Point, Reply, Timings
 import numpy as np
 from PIL import Image as Pillow
 import pytest
@@ -100,6 +103,26 @@ def test_boxes_as_detections():
     assert (centre.position.x, centre.position.y, centre.theta) == (20.25, 30, 0)
     assert (found.bbox.size_x, found.bbox.size_y) == (20.5, 20)
     assert len(detections(outcome()).detections) == 0
+
+
+@pytest.mark.usefixtures('messages')
+def test_points_as_messages():
+    """As points of a target, and as boxes without any size."""
+    from hobot_vlm.ros.perception import detections, perception_targets
+
+    images = (ImageInfo('/image', Stamp(12, 34), 'front', 0.1, 640, 480),)
+    reply = Reply('', boxes=(Box('dog', 1, 2, 3, 4),), points=(Point('狗', 10.5, 20),))
+    made = Outcome(Prompt('dog', Stamp(99, 0)), reply, images)
+    box, point = perception_targets(made, detection=True).targets
+    assert (box.type, len(box.rois), len(box.points)) == ('dog', 1, 0)
+    assert (point.type, len(point.rois), point.points[0].type) == ('狗', 0, '狗')
+    (place,) = point.points[0].point
+    assert (place.x, place.y, list(point.points[0].confidence)) == (10.5, 20, [1.0])
+    _, spot = detections(made).detections
+    assert (spot.bbox.center.position.x, spot.bbox.center.position.y) == (10.5, 20)
+    assert (spot.bbox.size_x, spot.bbox.size_y) == (0, 0)
+    assert spot.results[0].hypothesis.class_id == '狗'
+    assert json.loads(made.as_json())['points'] == [{'label': '狗', 'x': 10.5, 'y': 20}]
 
 
 def test_the_reply_names_the_boxes():
@@ -248,6 +271,31 @@ def test_what_is_found_is_published_everywhere(robot, detector, rgb):
     assert detection.results[0].hypothesis.class_id == 'dog'
     assert (detection.bbox.center.position.x, detection.bbox.center.position.y) == (128, 108)
     assert (detection.bbox.size_x, detection.bbox.size_y) == (128, 72)
+
+
+def test_a_task_and_the_picture_with_its_answer(robot, detector, rgb):
+    """Points, as JSON; and the picture, plain and compressed, while somebody listens."""
+    from sensor_msgs.msg import CompressedImage, Image
+
+    said = '[{"point_2d": [500, 500], "label": "the dog"}]'
+    answer_with(robot, said)
+    topics = {'/hobot_vlm/annotated': Image, '/hobot_vlm/annotated/compressed': CompressedImage}
+    listening = [robot.listen(topic, kind) for topic, kind in topics.items()]
+    robot.wait('them', lambda: all(s.get_publisher_count() for s in listening))
+    reply = robot.ask_about(image(rgb, frame_id='front'), '/point dog')
+    assert reply['points'] == [{'label': 'the dog', 'x': 320, 'y': 180}]
+    (target,) = heard(robot, '/llama_cpp_node', reply['stamp']).targets
+    assert (target.points[0].point[0].x, target.points[0].point[0].y) == (320, 180)
+    plain, compressed = (heard(robot, topic, reply['stamp']) for topic in topics)
+    assert plain.header.frame_id == compressed.header.frame_id == 'front'
+    shown = to_rgb(plain.encoding, plain.height, plain.width, plain.step, plain.data)
+    assert shown.shape == rgb.shape
+    assert (shown[180, 320] == COLOURS[0]).all()  # the point
+    assert np.abs(shown[:100].astype(int) - rgb[:100]).max() == 0
+    jpeg = np.asarray(Pillow.open(BytesIO(bytes(compressed.data))))
+    assert np.abs(jpeg.astype(int) - shown).mean() < 5
+    for subscription in listening:
+        robot.node.destroy_subscription(subscription)
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,18 @@ def test_requests_side_by_side(heard):
         assert heard.reply_to(f'again {number}')['text'] == heard.reply_to(number)['text']
 
 
+def test_choosing(heard):
+    """The likeliest is the text, in one piece; how likely each is stands beside it."""
+    heard.request(
+        {'id': 'sure', 'prompt': 'Is it open?', 'images': 'none', 'choices': ['yes', 'no']}
+    )
+    reply = heard.reply_to('sure')
+    assert set(reply['choices']) == {'yes', 'no'} and sum(reply['choices'].values()) > 0.999
+    assert reply['text'] == max(reply['choices'], key=reply['choices'].get)
+    heard.request({'id': 'unsure', 'prompt': 'Is it open?', 'images': 'none', 'choices': ['yes']})
+    assert 'expected 2 to 32' in heard.reply_to('unsure')['error']
+
+
 def test_requests_go_on_beside_prompts(heard):
     """A prompt that takes long holds up no request, and has its turn before the next prompt."""
     heard.request({'id': 'long', 'prompt': 'Go on', 'n_predict': 100000})

@@ -41,6 +41,14 @@ def test_http_beside_topics(robot, start):
     assert robot.ask_about(image(rgb), 'Describe the picture.')['error'] == ''
     with urlopen(f'{url}/live.mjpeg', timeout=30) as stream:
         assert b'image/jpeg' in stream.read(200)
+    # with what the newest answer found in it
+    schema = {'const': {'bbox_2d': [500, 500, 750, 1000], 'label': 'dog'}}
+    robot.request({'id': 'box', 'prompt': 'Where is it?', 'json_schema': schema})
+    (box,) = robot.reply_to('box')['boxes']
+    height, width = rgb.shape[:2]
+    assert (box['label'], box['x2'], box['y2']) == ('dog', 0.75 * width, height)
+    with urlopen(f'{url}/live.mjpeg', timeout=30) as stream:
+        assert json.dumps({'boxes': [box]})[1:-1] in stream.read(500).decode('latin-1')
     assert node.stop()[0] == 0, node.log
     assert 'Traceback' not in node.log
 

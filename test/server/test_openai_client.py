@@ -55,6 +55,41 @@ def test_the_model_is_listed(client):
         client.models.retrieve('other')
 
 
+@pytest.mark.parametrize('form', [{'structured_outputs': {'choice': ['yes', 'no']}},
+                                  {'guided_choice': ['yes', 'no']}])  # fmt: skip
+def test_choosing(client, picture, demo, sample, form):
+    """By the names of vLLM; how likely each is stands beside the message."""
+    question = 'Is there a banana?'
+    shares = demo.choose(question, sample, ['yes', 'no'])
+    ask = {'model': 'demo', 'messages': asked(picture, question), 'extra_body': form}
+    (choice,) = client.chat.completions.create(**ask).choices
+    assert choice.message.content == max(shares, key=shares.get)
+    assert choice.choice_probabilities == pytest.approx(shares, abs=0.02)
+    chunks = list(client.chat.completions.create(**ask, stream=True))
+    assert ''.join(c.choices[0].delta.content or '' for c in chunks) == choice.message.content
+    assert chunks[-1].choices[0].choice_probabilities == pytest.approx(shares, abs=0.02)
+    reply = client.responses.create(model='demo', input='Hello', extra_body=form)
+    assert reply.output_text in ('yes', 'no') and set(reply.choice_probabilities) == {'yes', 'no'}
+
+
+@pytest.mark.parametrize(
+    'form',
+    [
+        {'guided_choice': 'yes'},
+        {'guided_choice': ['yes']},
+        {'structured_outputs': {'choice': ['yes', 7]}},
+        {'structured_outputs': {'choice': ['yes', 'no'], 'colour': 1}},
+        {'guided_choice': ['yes', 'no'], 'grammar': 'root ::= "a"'},
+        {'guided_choice': ['yes', 'no'], 'stop': ['a']},
+    ],
+)
+def test_choices_that_cannot_be(client, form):
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(
+            model='demo', messages=[{'role': 'user', 'content': 'Hi'}], extra_body=form
+        )
+
+
 def test_a_picture_is_answered_as_by_the_library(client, picture, expected):
     reply = client.chat.completions.create(model='demo', messages=asked(picture))
     (choice,) = reply.choices

@@ -13,6 +13,7 @@ from collections import Counter
 import json
 import re
 import sys
+from time import perf_counter
 
 from hobot_vlm import VLM
 import numpy as np
@@ -34,6 +35,11 @@ SIZES = (
     (1920, 1080),
 )
 BOUNDS = {'objects': 95, 'positions': 95, 'yes/no': 97, 'counts': 95, 'colours': 97}
+#: of choosing: per cent right, and the calibration error: how far, on average over equal steps of
+#: how sure it says it is, that is from how often it is right
+CHOOSING_RIGHT, CALIBRATION_ERROR, BINS = 97, 0.05, 10
+#: yes and no, as the model says them, in English and in Chinese
+YES_NO = {'en': ('yes', 'no'), 'zh': ('有，', '没有，')}
 #: an object nearer than this to the border between two places may be said to be in either
 TOLERANCE = 0.03
 
@@ -91,6 +97,51 @@ def places_of(scene: scenes.Scene, thing: scenes.Thing) -> set[str]:
         for dx in (-TOLERANCE, 0, TOLERANCE)
         for dy in (-TOLERANCE, 0, TOLERANCE)
     }
+
+
+class Choosing:
+    """
+    What choosing between yes and no comes to.
+
+    :param choices: yes and no, as somebody would give them
+    """
+
+    def __init__(self, choices: tuple[str, str]) -> None:
+        self.choices = choices
+        self.sure: list[float] = []  # how likely the likelier choice is said to be
+        self.right: list[bool] = []
+        self.spent: list[tuple[float, float]] = []  # seconds of choosing, and of words
+        self.said: list[tuple[int, int]] = []  # tokens, likewise
+
+    def add(self, vlm: VLM, question: str, picture: np.ndarray, yes: bool) -> None:
+        """Choose, and ask the same in words; the picture is in the KV cache before."""
+        vlm.ask('.', picture, n_predict=1)
+        spent, replies = [0.0, 0.0], [None, None]
+        for i in (0, 1) if len(self.right) % 2 else (1, 0):
+            more = {} if i else {'choices': self.choices}
+            began = perf_counter()
+            replies[i] = vlm.ask(question, picture, temperature=0.0, **more)
+            spent[i] = perf_counter() - began
+        chosen, words = replies
+        self.sure.append(max(chosen.choices.values()))
+        self.right.append((chosen.text == self.choices[0]) == yes)
+        self.spent.append((spent[0], spent[1]))
+        self.said.append((chosen.completion_tokens, words.completion_tokens))
+
+    def figures(self) -> dict[str, float]:
+        """Give per cent right, the calibration error, and what it takes as a share of words."""
+        sure, right = np.array(self.sure), np.array(self.right, float)
+        bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+        error = sum(
+            abs(sure[bins == b].sum() - right[bins == b].sum()) for b in range(BINS)
+        ) / len(sure)
+        spent, said = np.array(self.spent), np.array(self.said)
+        return {
+            'right': round(100 * float(right.mean()), 2),
+            'calibration_error': round(float(error), 4),
+            'time': round(float(np.median(spent[:, 0]) / np.median(spent[:, 1])), 2),
+            'tokens': round(float(said[:, 0].sum() / said[:, 1].sum()), 2),
+        }
 
 
 class Score:
@@ -176,6 +227,39 @@ def place_answers(scene: scenes.Scene, truth: str, chinese: bool) -> set[str]:
     return answers
 
 
+def eval_choose(args: argparse.Namespace) -> None:
+    """Measure choosing and print."""
+    rng = np.random.default_rng(args.seed)
+    found = {language: Choosing(choices) for language, choices in YES_NO.items()}
+    with VLM.load('demo') as vlm:
+        for number in range(args.scenes):
+            width, height = SIZES[rng.integers(len(SIZES))]
+            scene = scenes.sample(rng, aspect=width / height, empty=0.0)
+            picture = scenes.draw(scene, width, height)
+            for language, choosing in found.items():
+                _, question, truth, _ = scenes.question(rng, scene, language == 'zh', 'is')
+                choosing.add(vlm, question, picture, verdict(truth)[0] in 'Y有')
+            if sys.stderr.isatty():
+                print(f'\r{number + 1}/{args.scenes} scenes', end='', file=sys.stderr)
+    figures = {language: choosing.figures() for language, choosing in found.items()}
+    if args.json:
+        print(json.dumps({'scenes': args.scenes, 'seed': args.seed, 'choose': figures}))
+    else:
+        print(f'{args.scenes} fresh scenes, seed {args.seed}: yes/no by choosing')
+        for language, row in figures.items():
+            print(
+                f'{language}: {row["right"]} % right, calibration error '
+                f'{row["calibration_error"]}; of asking in words it takes {row["time"]} of the '
+                f'time and {row["tokens"]} of the tokens'
+            )
+    sys.exit(
+        any(
+            row['right'] < CHOOSING_RIGHT or row['calibration_error'] > CALIBRATION_ERROR
+            for row in figures.values()
+        )
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
@@ -190,7 +274,12 @@ def main() -> None:
     )
     parser.add_argument('--json', action='store_true', help='print one JSON object')
     parser.add_argument('--wrong', action='store_true', help='print the answers that are wrong')
+    parser.add_argument(
+        '--choose', action='store_true', help='measure choosing between yes and no instead'
+    )
     args = parser.parse_args()
+    if args.choose:
+        eval_choose(args)
     rng = np.random.default_rng(args.seed)
     score, wrong = Score(), []
     with VLM.load('demo', keep_image_tokens=args.keep) as vlm:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hobot_vlm.choosing import spellings
 import numpy as np
 import numpy.typing as npt
 from pictures import picture
@@ -55,6 +56,8 @@ TEXT_QUESTIONS = {
     'internvl': "What's the weather like today, 2026? 今天天气怎么样？",
     'smolvlm': 'Hello! 你好！ Who are you?',
 }
+#: answers to choose between: of one token and of several, some of which begin alike
+CHOICES = ('yes', 'no', 'a cat', 'a dog', 'the cat', '红色', '红色的')
 SYSTEM = {'system': 'You are a helpful assistant. 请用一句话回答。'}
 
 
@@ -133,6 +136,37 @@ def vlm_case(
         'text': vlm.vocabulary.tokenizer.decode(greedy),
         'margin': round(margin, 4),
     }, logits
+
+
+@torch.no_grad()
+def choices_case(family: str, vlm: models.VisionLanguageModel, case: str) -> dict[str, float]:
+    """
+    Weigh answers whole.
+
+    :return: text -> natural logarithm of the probability of all its tokens, one after the other
+    """
+    prompt = vlm.processor.tokenizer.apply_chat_template(
+        messages(family, case), add_generation_prompt=True, tokenize=False
+    )
+    shown = [picture(*recipe) for recipe in recipes(family, case)]
+    inputs = dict(
+        vlm.processor(
+            text=prompt,
+            images=shown or None,
+            return_tensors='pt',
+            **processor_settings(family, case),
+        )
+    )
+    first = inputs.pop('input_ids')
+    inputs.pop('attention_mask')
+    found = {}
+    for text in (form for choice in CHOICES for form in spellings(choice)):
+        tokens = vlm.vocabulary.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = torch.cat([first, torch.tensor([tokens])], dim=1)
+        logits = vlm.model(input_ids=ids, **inputs).logits[0, -len(tokens) - 1 : -1]
+        chances = logits.double().log_softmax(-1)
+        found[text] = round(float(chances[range(len(tokens)), tokens].sum()), 6)
+    return found
 
 
 def decoder_case(language: models.LanguageModel, seed: int) -> dict[str, npt.NDArray[Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # typing itself would be an import
     from .conversation import Conversation
     from .engine.stream import Stream
     from .errors import (
+        AnswerCut,
         BackendMissing,
         ConfigError,
         DownloadError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # typing itself would be an import
 
 __version__ = '0.1.0'
 __all__ = [
+    'AnswerCut',
     'BackendMissing',
     'Box',
     'ConfigError',

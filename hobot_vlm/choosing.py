@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Item, Mailbox, Stream
-from .errors import ConfigError
+from .errors import ConfigError, PromptTooLong
 from .llama.scorer import Scorer, Speaker
 from .prompt.tokens import Prompt
 from .values import Progress, Reply, TextChunk
@@ -182,7 +182,11 @@ class Choosing:
         if not waiting:
             return self._end(self._reply())
 
-        def add(form: Form, scorer: Scorer, _: Reply) -> None:
+        def add(form: Form, scorer: Scorer, reply: Reply) -> None:
+            left = len(form) - 1 - reply.completion_tokens
+            if left > 0:  # the context is full: its beginning says nothing of the whole
+                tokens = reply.prompt_tokens + len(form) - 1
+                return self._end(PromptTooLong(tokens, self._vlm.parts.context.n_ctx))
             self._scores[form] += scorer.logprob
             waiting.discard(form)
             if not waiting:

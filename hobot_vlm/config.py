@@ -306,6 +306,10 @@ class NodeConfig(Config):
     )
     serve: int = option(0, 'port of the HTTP API and its page; 0: none', 0, 65535)
     serve_host: str = option('127.0.0.1', 'address that serve listens on')
+    allow_urls: bool = option(
+        False,
+        'fetch pictures that requests, on the topic and over HTTP, name by http(s) addresses',
+    )
     stay_alive: bool = option(False, 'feed_type 0: go on running after the answer')
     autostart: bool = option(True, 'configure and activate at start-up')
 

@@ -83,7 +83,7 @@ class Conversation:
             then decodes the history, but encodes no picture
         :raises StateError: it cannot be written
         """
-        found = None
+        target, found = conversation_file.as_path(path), None
         for _ in range(SAVE_ATTEMPTS if cells else 0):
             self.prefill()
             found = self._vlm.cells_of(self)
@@ -91,7 +91,7 @@ class Conversation:
                 break
         ids, kv = found or ([], bytearray())
         conversation_file.write(
-            Path(path).expanduser(),
+            target,
             conversation_file.Saved(self.system_prompt, self.overflow, list(self.turns), ids, kv),
             self._vlm.identity,
         )

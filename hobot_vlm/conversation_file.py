@@ -159,6 +159,20 @@ def write(path: Path, saved: Saved, belongs_to: Identity) -> None:
         raise StateError(f'cannot save the conversation in {path}: {exc.strerror or exc}') from exc
 
 
+def as_path(path: Any) -> Path:
+    """
+    Give the path that a caller means; ``~`` is the home.
+
+    :raises StateError: it is none
+    """
+    if not isinstance(path, (str, os.PathLike)) or '\0' in os.fsdecode(path):
+        raise StateError(
+            f'the path of a saved conversation is {repr(path)[:80]}: expected text without zero '
+            'bytes, or a Path'
+        )
+    return Path(os.path.expanduser(os.fsdecode(path)))
+
+
 def _target(path: Path) -> Path:
     """
     Give the file behind a path; one that a link names stays where the link points.

@@ -12,12 +12,18 @@ VlmError
 ├── PromptError        a prompt, or messages, that cannot be read
 │   └── PromptTooLong  a prompt that does not fit the context
 ├── GrammarError       a grammar, schema or option of an answer that cannot be used
+├── AnswerCut          an answer that ended before it had the form that was asked for
 └── InferenceError     the encoder or llama.cpp failed on good input
 
 A message names the thing, says what was expected, and how to mend it.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .values import Reply
 
 
 class VlmError(Exception):
@@ -82,6 +88,23 @@ class PromptTooLong(PromptError):
 
 class GrammarError(VlmError):
     """A grammar, schema or option of an answer that cannot be used."""
+
+
+class AnswerCut(VlmError):
+    """
+    An answer that ended before it had the form that was asked for.
+
+    :param reply: what there is of it, with ``finish_reason`` ``length``
+    :param form: the option that asked for the form
+    :param cure: the option that allows a longer answer
+    """
+
+    def __init__(self, reply: Reply, form: str, cure: str):
+        super().__init__(
+            f'the answer was cut off after {reply.completion_tokens} tokens, so it does not '
+            f'follow {form}: raise {cure}'
+        )
+        self.reply = reply
 
 
 class InferenceError(VlmError):

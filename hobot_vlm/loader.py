@@ -63,10 +63,16 @@ def load(config: Config) -> Parts:
 
     :raises VlmError: files are missing, damaged or do not belong together
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f'the configuration is of type {type(config).__name__}: expected a Config, or options '
+            'by name as in VLM.load(n_ctx=2048)'
+        )
     began = perf_counter()
     with ExitStack() as undo:
         # 1. files
         files = catalogue.resolve(config)
+        warn_of_idle_options(config, files.encoder)
         unset = {f.name for f in fields(Config) if getattr(config, f.name) == f.default}
         config = replace(config, **{k: v for k, v in files.options.items() if k in unset})
         by_libmtmd = for_libmtmd(files.encoder, config.model_type)
@@ -177,6 +183,23 @@ def open_vision(
 def of_kind(path: Path | None, suffix: str) -> Path | None:
     """Give a file if it has this suffix."""
     return path if path is not None and path.suffix == suffix else None
+
+
+def warn_of_idle_options(config: Config, encoder: Path | None) -> None:
+    """Say which options have been set and change nothing."""
+    idle: dict[str, str] = {}
+    if encoder is None:
+        for name in ('encoder_threads', 'max_tiles', 'fit', 'keep_image_tokens'):
+            idle[name] = 'the model has no vision encoder'
+    if encoder is None or encoder.suffix not in ('.bin', '.hbm'):
+        for name in ('bpu_priority', 'bpu_cores'):
+            idle[name] = 'nothing runs on a BPU'
+    if not config.lora:
+        idle['lora_scale'] = 'lora is empty'
+    for item in fields(Config):
+        if item.name in idle and getattr(config, item.name) != item.default:
+            value = getattr(config, item.name)
+            logger.warning('%s is %s and has no effect: %s', item.name, value, idle[item.name])
 
 
 def check_request(config: Config, family: Family | None, find: bool = False) -> None:

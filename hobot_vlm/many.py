@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TYPE_CHECKING
 
 from .engine.request import Request
-from .errors import ConfigError, VlmError
+from .errors import ConfigError, PromptError, VlmError
 from .llama.context import MAX_SEQUENCES
 from .values import Images, Reply
 
@@ -27,8 +27,15 @@ def ask_many(
     vlm: VLM, questions: Sequence[tuple[Any, Images] | Request], parallel: int, more: Any
 ) -> list[Reply | VlmError]:
     """Answer questions; see :meth:`VLM.ask_many`."""
-    if not 1 <= parallel <= MAX_SEQUENCES:
-        raise ConfigError(f'parallel is {parallel}: expected 1 to {MAX_SEQUENCES}', 'parallel')
+    if not isinstance(parallel, int) or not 1 <= parallel <= MAX_SEQUENCES:
+        raise ConfigError(
+            f'parallel is {repr(parallel)[:80]}: expected 1 to {MAX_SEQUENCES}', 'parallel'
+        )
+    if not isinstance(questions, (list, tuple)):
+        raise PromptError(
+            f'the questions are of type {type(questions).__name__}: expected a list of questions, '
+            'each with its picture, or None: [(question, picture), ...]'
+        )
     jobs: list[ImageJob | VlmError] = []
     streams: list[Stream | VlmError] = []
     replies: list[Reply | VlmError] = []
@@ -41,11 +48,18 @@ def ask_many(
     return replies + [_settled(stream) for stream in streams[len(replies) :]]
 
 
-def _request(question: tuple[Any, Images] | Request, more: Any) -> Request | VlmError:
+def _request(question: Any, more: Any) -> Request | VlmError:
     from .vlm import make_request
 
+    if isinstance(question, Request):
+        return question
+    if not isinstance(question, tuple) or len(question) != 2:
+        return PromptError(
+            f'one of the questions is of type {type(question).__name__}: expected (question, '
+            'picture), or (question, None)'
+        )
     try:
-        return question if isinstance(question, Request) else make_request(*question, **more)
+        return make_request(*question, **more)
     except VlmError as exc:
         return exc
 

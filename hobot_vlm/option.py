@@ -11,7 +11,7 @@ from dataclasses import Field, field, MISSING
 import difflib
 import json
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 import reprlib
 from typing import Any
@@ -60,6 +60,11 @@ def checked(item: Field[Any], value: Any) -> Any:
     name, meta = item.name, item.metadata
     if name == 'json_schema' and not isinstance(value, (str, Path)):
         value = _schema_text(value)
+    if type(value) not in (bool, int, float):  # NumPy's numbers are as good
+        if isinstance(value, Integral):
+            value = int(value)
+        elif isinstance(value, Real):
+            value = float(value)
     if kind is bool:
         if isinstance(value, str) and value.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
             value = value.lower() in ('true', '1', 'yes')

@@ -243,7 +243,7 @@ class VLM:
         :raises StateError: the file cannot be read, is damaged or does not fit ``n_ctx``
         :raises ModelMismatch: it was saved with another model
         """
-        path = Path(path).expanduser()
+        path = conversation_file.as_path(path)
         state = conversation_file.read(path, self.identity, self.parts.model)
         n_ctx = self.parts.context.n_ctx
         if len(state.ids) > n_ctx:

@@ -6,7 +6,7 @@ One place that knows where ``VLM`` keeps its parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hobot_vlm import VLM
@@ -17,6 +17,8 @@ from hobot_vlm.loader import Parts
 from hobot_vlm.prompt_maker import Made, PromptMaker
 from hobot_vlm.values import ImageEmbedding
 from hobot_vlm.vlm import make_request
+import numpy as np
+import numpy.typing as npt
 
 
 def parts(vlm: VLM) -> Parts:
@@ -76,6 +78,50 @@ def batches(vlm: VLM) -> Iterator[list[list[Run]]]:
         del context.run
 
 
+class Refused(Exception):
+    """What an answer has to follow did not let it be the text that was wished."""
+
+
+@contextmanager
+def wishes(vlm: VLM) -> Iterator[Callable[[str], None]]:
+    """
+    Let the decoder want an answer: give a function that says which text the next one is to be.
+
+    At each place the likeliest token, by far, is the next one of that text, or an end token behind
+    it. All else is as it always is, the constraints of the request among it: where the answer
+    becomes another text, they refused this one, and the request ends with ``Refused``. One request
+    at a time.
+    """
+    model, context = vlm.parts.model, vlm.parts.context
+    logits_of = context.logits
+    end = next(token for token in range(model.n_vocab) if model.is_end(token))
+    wish, begun = '', 0
+
+    def want(text: str) -> None:
+        nonlocal wish, begun
+        wish, begun = text, 0
+
+    def wished(entry: int) -> npt.NDArray[np.float32]:
+        nonlocal begun
+        logits = logits_of(entry)
+        ids = slots(vlm)[-1].ids
+        begun = begun or len(ids)  # behind the prompt
+        written = b''.join(map(model.piece, ids[begun:]))
+        if not wish.encode().startswith(written):
+            raise Refused(written)
+        rest = wish.encode()[len(written) :]
+        tokens = model.tokenize(rest.decode('utf-8', 'ignore')) if rest else []
+        logits[:] = 0.0
+        logits[tokens[0] if tokens else end] = 100.0
+        return logits
+
+    context.logits = wished
+    try:
+        yield want
+    finally:
+        del context.logits
+
+
 def sizes(seen: list[list[Run]]) -> list[int]:
     """Count the entries of each batch."""
     return [sum(len(run.entries) for run in runs) for runs in seen]
@@ -84,6 +130,7 @@ def sizes(seen: list[list[Run]]) -> list[int]:
 __all__ = [
     'Context',
     'Run',
+    'Refused',
     'batches',
     'cache',
     'embed',
@@ -92,4 +139,5 @@ __all__ = [
     'prompt',
     'sizes',
     'slots',
+    'wishes',
 ]

@@ -16,7 +16,7 @@ import time
 
 from core import batches, prompt
 from folders import DEMO, MODELS
-from hobot_vlm import ConfigError, InferenceError, VLM
+from hobot_vlm import ConfigError, InferenceError, PromptTooLong, VLM
 from hobot_vlm.choosing import spellings
 from hobot_vlm.llama.context import Context, Run
 from hobot_vlm.llama.model import Model
@@ -256,3 +256,9 @@ def test_choices_that_cannot_be(vlm, choices):
     with pytest.raises(ConfigError, match='choices'):
         vlm.choose('Is it open?', None, choices)
     assert vlm.ask('Why?', n_predict=1).completion_tokens
+
+
+@pytest.mark.parametrize('exact', [False, True])
+def test_a_choice_that_does_not_fit_is_not_weighed_by_its_beginning(vlm, exact):
+    with pytest.raises(PromptTooLong):
+        vlm.choose('Is it open?', None, ['ab ' * 1000, 'cd ' * 1000], exact=exact)

@@ -239,6 +239,12 @@ def test_a_wrong_parameter_file_says_where(tmp_path, text, words):
 def test_a_missing_or_binary_parameter_file(tmp_path):
     with pytest.raises(ConfigError, match='absent.yaml'):
         read_parameter_file(tmp_path / 'absent.yaml')
+    with pytest.raises(ConfigError, match='more than'):
+        read_parameter_file('/dev/zero')
+    for text in ('[' * 100_000, '{a: ' * 5000 + '1' + '}' * 5000, f'? {"x" * 100_000}\n: 1'):
+        with pytest.raises(ConfigError) as caught:
+            read_parameter_file(write(tmp_path, text))
+        assert len(str(caught.value)) < 700
     (tmp_path / 'binary.yaml').write_bytes(b'\xff\xfe\xff')
     with pytest.raises(ConfigError, match='binary.yaml'):
         read_parameter_file(tmp_path / 'binary.yaml')

@@ -140,6 +140,27 @@ def test_elsewhere():
         assert word in (MODELS.parent / file).read_text(encoding='utf-8'), name
 
 
+@pytest.mark.parametrize(
+    ('options', 'files'),
+    [
+        ({'lora_scale': 2.0}, FILES),
+        ({'bpu_cores': '0,1'}, FILES),
+        ({'bpu_priority': 9}, FILES),
+        ({'max_tiles': 3}, {'llm_model_name': FILES['llm_model_name']}),
+        ({'fit': 'cover'}, {'llm_model_name': FILES['llm_model_name']}),
+        ({'keep_image_tokens': 0.5}, {'llm_model_name': FILES['llm_model_name']}),
+        ({'encoder_threads': 1}, {'llm_model_name': FILES['llm_model_name']}),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_option_without_effect_is_said_to_have_none(options, files, caplog):
+    with caplog.at_level(logging.WARNING, 'hobot_vlm'), VLM.load(**files):
+        assert 'no effect' not in caplog.text
+    with caplog.at_level(logging.WARNING, 'hobot_vlm'), VLM.load(**files, **options):
+        (name,) = options
+        assert f'{name} is {options[name]} and has no effect: ' in caplog.text
+
+
 def test_context():
     with load(n_ctx=128) as small, load(n_batch=32, n_ctx=512) as cut:
         assert parts(small).context.n_ctx == 128
@@ -152,7 +173,7 @@ def test_context():
             reply = demo.ask('Describe the picture.', str(DEMO / 'sample.png'), logprobs=2)
             texts.add(tuple(token.top for token in reply.logprobs))
     assert len(texts) == 2  # a coarser cache gives other numbers
-    with pytest.raises(ModelFileError, match='llama.cpp makes no context'):
+    with pytest.raises(ModelFileError, match='makes no context.*set flash_attention to auto'):
         VLM.load('demo', cache_type='q4_0', flash_attention='off')
 
 

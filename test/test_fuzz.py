@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+import json
 from pathlib import Path
+from random import Random
+import re
+import signal
 import subprocess
 import sys
 
@@ -29,8 +34,9 @@ def run(self, random, place):
         time.sleep(60)
 
 kinds.Pictures.run = run
-fuzz.HANG = 0.5
-sys.argv = ['fuzz', '--seconds', '4', '--kind', 'pictures']
+kinds.Pictures.together = {together}
+fuzz.HANG = 1.5
+sys.argv = ['fuzz', '--kind', 'pictures', *sys.argv[1:]]
 sys.exit(fuzz.main())
 """
 
@@ -61,10 +67,30 @@ def test_nothing_ends_the_process_or_hangs(kinds):
         assert found['cases'] > 3 and found['clear'] and found['cases'] > found['clear']
 
 
-def test_what_is_bad_is_found_and_can_be_made_again():
-    result = subprocess.run(
-        [sys.executable, '-c', PLANTED.format(tools=str(TOOLS))], capture_output=True, text=True
-    )
+@pytest.mark.parametrize('together', [1, 6])
+def test_what_is_bad_is_found_and_can_be_made_again(together, tmp_path):
+    """Whatever its process did before: each case ends as it does by itself."""
+    ends = ['clear errors', 'plain exceptions', 'signals', 'hangs', 'answers']
+    wanted = Counter(ends[Random(f'1 pictures {n}').randrange(5)] for n in range(16))
+    assert len(wanted) == 5
+    planted = PLANTED.format(tools=str(TOOLS), together=together)
+
+    def run(*words):
+        command = [sys.executable, '-c', planted, *words]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    result = run('--cases', '16', '--json', str(tmp_path / 'counts'))
     assert result.returncode == 1
-    assert all(counts(result.stdout, 'pictures').values())
-    assert 'tools/fuzz.py --kind pictures --seed 1 --only ' in result.stdout
+    found = json.loads((tmp_path / 'counts').read_text())
+    assert (found['seed'], found['cases']) == (1, 16)
+    assert found['kinds'] == {'pictures': {'cases': 16, **wanted}}
+    reported = re.findall(
+        r'(?m)^(\w.*): tools/fuzz.py --kind pictures --seed 1 --only (.*)', result.stdout
+    )
+    assert Counter(outcome for outcome, _ in reported) == {
+        end: wanted[end] for end in ('plain exceptions', 'signals', 'hangs')
+    }
+    for outcome, number in reported:
+        assert ends[Random(f'1 pictures {number}').randrange(5)] == outcome
+    number = next(number for outcome, number in reported if outcome == 'signals')
+    assert run('--only', number).returncode == -signal.SIGABRT

@@ -78,6 +78,7 @@ CHINESE = {
     'state_file': '在两次运行之间保存对话的文件；空：不保存',
     'serve': 'HTTP API 及其网页的端口；0 表示不开',
     'serve_host': 'serve 监听的地址',
+    'allow_urls': '获取请求（话题和 HTTP）中以 http(s) 地址给出的图片',
     'stay_alive': 'feed_type 为 0 时，回答之后继续运行',
     'autostart': '启动时自动完成 configure 和 activate',
 }

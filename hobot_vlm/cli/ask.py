@@ -16,7 +16,7 @@ from . import files, options
 from .interrupt import EXIT_INTERRUPTED, leave, OnCtrlC
 from .terminal import beside, complain, EXIT_ERROR, Lines, say, Waiting
 from ..config import Config
-from ..errors import ConfigError, PictureError
+from ..errors import AnswerCut, ConfigError, PictureError
 
 if TYPE_CHECKING:
     from .. import Reply, Stream
@@ -250,6 +250,7 @@ def answer(
     terminal = sys.stdout.isatty()
     lines = Lines()
     begun = False
+    cut: Reply | None = None
     looking = Waiting('looking at the picture' if pictures else '', lambda: encoding(stream))
     with OnCtrlC(stop), looking as waiting:
         try:
@@ -267,9 +268,11 @@ def answer(
                 if text:
                     waiting.hide()
                     print(text, end='', flush=True)
+        except AnswerCut as exc:  # ``note_end`` says it
+            cut = exc.reply
         finally:
             stream.close()
-    reply: Reply = stream.wait()
+    reply: Reply = cut or stream.wait()
     waiting.hide()
     last = lines.end()
     if args.json:

@@ -44,12 +44,14 @@ def missing(path: str) -> bool:
 
 
 def seems_file(word: str) -> bool:
-    """Tell whether a word is a file or is meant to be one, and no question."""
+    """Tell whether a word is a file or an address, or is meant to be one, and no question."""
     if word.startswith('data:image/') or os.path.isfile(to_path(word)):
         return True
     if re.search(r'\s', word):
         return False
-    return word.lower().endswith(PICTURES + VIDEOS) or bool(re.match(r'~?/|\.\.?/|file://', word))
+    return word.lower().endswith(PICTURES + VIDEOS) or bool(
+        re.match(r'~?/|\.\.?/|file://|https?://', word)
+    )
 
 
 def words_of(line: str) -> list[str]:

@@ -76,9 +76,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.parse_args([*argv[1:2], '--help'])
     command = next((word for word in argv if not word.startswith('-')), None)
     if command is not None and command not in commands:
+        hint = _hint(command, list(commands))
         parser.error(
-            f'there is no command {command!r}{_hint(command, list(commands))} Expected one of '
-            f'{", ".join(commands)}'
+            f'there is no command {command[:60]!r}{hint} Expected one of {", ".join(commands)}'
         )
     args, rest = parser.parse_known_args([_dashed(word) for word in argv])
     wrong = next((word for word in rest if word.startswith('-') and word != '-'), '')
@@ -86,7 +86,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         from .completion import flags_of
 
         word, wanted = wrong or rest[0], commands[str(command)]
-        wanted.error(f'unknown argument: {word}{_hint(word.partition("=")[0], flags_of(wanted))}')
+        hint = _hint(word.partition('=')[0], flags_of(wanted))
+        wanted.error(f'unknown argument: {word[:60]}{hint}')
     if rest:
         args.words += rest
     return args

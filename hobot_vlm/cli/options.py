@@ -89,7 +89,7 @@ def config_of(args: argparse.Namespace) -> Config:
     for setting in args.set:
         name, equals, value = setting.partition('=')
         if not equals:
-            raise ConfigError(f'--set {setting}: expected NAME=VALUE')
+            raise ConfigError(f'--set {setting[:60]}: expected NAME=VALUE')
         values[name.strip()] = value
     for item in fields(Config):
         given = getattr(args, item.name, None)

@@ -80,8 +80,8 @@ class OnnxEncoder(VisionEncoder):
         self.path, self.runtime, self.elsewhere = path, runtime, elsewhere
         self._session = session
         self._seconds = RUN_SECONDS + RUN_SECONDS_PER_BYTE * weight_bytes(path)
-        self._running: Any = None
-        self._stopped = False
+        self._running: Any = None  # what ends the run that is on its way
+        self._stopped: Any = None  # and that of the last one that was stopped
         try:
             self._pixels, self._masks = self._find_inputs()
             self.tile_size = self._pixels.format.tile_size
@@ -118,8 +118,8 @@ class OnnxEncoder(VisionEncoder):
 
     def stop(self) -> None:
         """End a run that is on its way, from any thread; it raises InferenceError."""
-        self._stopped = True
         if (running := self._running) is not None:
+            self._stopped = running
             running.terminate = True
 
     def close(self) -> None:
@@ -148,13 +148,13 @@ class OnnxEncoder(VisionEncoder):
             if options.terminate:
                 why = (
                     'was stopped'
-                    if self._stopped
+                    if self._stopped is options
                     else f'had not ended after {limit:.0f} s on {size} tiles: export it again'
                 )
             raise InferenceError(f'the vision encoder {self.path} {why}') from exc
         finally:
             clock.cancel()
-            self._running, self._stopped = None, False
+            self._running = None
         shape = found.shape
         tokens = shape[-2] if len(shape) > 1 else 0
         if not (

@@ -147,7 +147,7 @@ class StopTexts:
             (
                 n
                 for stop in self._stops
-                for n in range(1, len(stop))
+                for n in range(1, min(len(stop), len(self._kept) + 1))
                 if self._kept.endswith(stop[:n])
             ),
             default=0,

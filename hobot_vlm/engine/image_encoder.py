@@ -27,7 +27,7 @@ from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
 from ..families import Family
 from ..futures import when_all
-from ..image.load import load_rgb
+from ..image.load import is_address, load_rgb
 from ..image.video import is_video, read_frames
 from ..values import ImageEmbedding, ImageSource, Pixels, Progress, Tile, Video
 
@@ -37,6 +37,9 @@ KEPT_BYTES = 128 << 20
 
 #: threads that read and cut pictures, so that a slow file does not hold up the next picture
 PREPARERS = 2
+
+#: threads for requests with pictures from the network, which may wait for half a minute each
+FETCHERS = 8
 
 
 @dataclass(eq=False)
@@ -81,10 +84,12 @@ class ImageEncoder:
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
         self._tiles: WeakValueDictionary[bytes, Tile] = WeakValueDictionary()
         self._tasks: list[_Task] = []
+        self._task: _Task | None = None  # whose tile is in the encoder
         self._began = 0.0  # when the tile that is in the encoder went there; 0: there is none
         self._seconds = 0.0  # that the last tile was there
         self._closed = False
         self._preparers: ThreadPoolExecutor | None = None
+        self._fetchers = ThreadPoolExecutor(FETCHERS, 'fetch')
         self._thread: threading.Thread | None = None  # while there are tiles to encode
         if encoder is not None:
             self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
@@ -103,13 +108,19 @@ class ImageEncoder:
             )
         else:
             try:
-                self._preparers.submit(self._prepare_all, job, list(sources), config, priority)
+                pool = self._fetchers if any(map(is_address, sources)) else self._preparers
+                pool.submit(self._prepare_all, job, list(sources), config, priority)
             except RuntimeError:  # closed meanwhile
                 job.images.set_exception(InferenceError('the model is closed'))
         return job
 
     def abandon(self, job: ImageJob) -> None:
-        """Encode nothing more for a job; what others want too goes on."""
+        """
+        Encode nothing more for a job; what others want too goes on.
+
+        The tile that is in the encoder is left where the encoder can do that; else it is encoded
+        to its end, as the encoder does nothing that lasts longer.
+        """
         job.abandoned = True
         with self._lock:
             for task in list(self._tasks):
@@ -123,6 +134,8 @@ class ImageEncoder:
         self._tasks.remove(task)
         self._tiles.pop(task.tile.key, None)
         self._images.pop(task.image_key, None)
+        if task is self._task and self._encoder is not None:
+            self._encoder.stop()  # no other one: the next tile goes there after this lock
 
     @property
     def encoding(self) -> int:
@@ -282,7 +295,7 @@ class ImageEncoder:
                     )
                 data = select(data, kept(len(data), task.share))
             except BaseException as exc:
-                self._done(task)
+                self._done(task, whole=False)
                 with self._lock:
                     self._tiles.pop(task.tile.key, None)
                     self._images.pop(task.image_key, None)
@@ -300,12 +313,14 @@ class ImageEncoder:
                 self._thread = None
                 return None
             self._began = perf_counter()
-            return max(self._tasks, key=lambda task: task.priority)
+            self._task = max(self._tasks, key=lambda task: task.priority)
+            return self._task
 
-    def _done(self, task: _Task) -> None:
+    def _done(self, task: _Task, whole: bool = True) -> None:
         with self._lock:
-            self._seconds = task.seconds = perf_counter() - self._began
-            self._began, task.encode = 0.0, None
+            task.seconds = perf_counter() - self._began
+            self._seconds = task.seconds if whole else self._seconds
+            self._task, self._began, task.encode = None, 0.0, None
             if task in self._tasks:
                 self._tasks.remove(task)
 
@@ -340,6 +355,7 @@ class ImageEncoder:
         if thread is not None:
             thread.join()
         self._preparers.shutdown(cancel_futures=True)
+        self._fetchers.shutdown(cancel_futures=True)
 
 
 def _failed(tile: Tile) -> bool:

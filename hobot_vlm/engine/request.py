@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ import numpy as np
 from ..errors import ConfigError, PromptError
 from ..llama.context import MAX_SEQUENCES
 from ..prompt.history import Message, read_messages
-from ..values import Images, ImageSource, Part
+from ..values import Control, Images, ImageSource, Part, Text, TileSpan, Tokens
 
 #: likeliest tokens that may be reported for each place, as OpenAI's API has it
 MAX_LOGPROBS = 20
+
+#: texts that may end an answer: each is looked for at every token, while everybody waits. OpenAI
+#: takes four
+MAX_STOPS = 64
 
 
 @dataclass(frozen=True)
@@ -73,24 +78,27 @@ class Request:
                 raise PromptError('pictures stand both in the messages and in images: give one')
             object.__setattr__(self, 'messages', messages)
             object.__setattr__(self, 'images', images or self.images)
-        elif not isinstance(self.prompt, str) and not (
-            isinstance(self.prompt, (list, tuple)) and self.prompt
-        ):
+        elif not isinstance(self.prompt, str) and not _are_spans(self.prompt):
             raise PromptError(
-                f'the prompt is of type {type(self.prompt).__name__}: expected text, or messages'
+                f'the prompt is of type {type(self.prompt).__name__}: expected text, or messages '
+                "such as {'role': 'user', 'content': 'What is it?'}"
             )
-        self._check('stop', _texts(self.stop), 'a text, or several')
+        self._check(
+            'stop',
+            _texts(self.stop) and len(self.stop) <= MAX_STOPS,
+            f'a text, or up to {MAX_STOPS}',
+        )
         self._check('labels', _texts(self.labels), 'texts')
         bias = self.logit_bias or {}
         self._check(
             'logit_bias',
             isinstance(bias, Mapping)
-            and all(
-                _whole(k) and isinstance(v, (int, float)) and math.isfinite(v)
-                for k, v in bias.items()
-            ),
+            and all(_whole(k) and _number(v) and math.isfinite(v) for k, v in bias.items()),
             'token ids with finite numbers',
         )
+        if self.logit_bias is not None:  # NumPy's numbers are as good
+            plain = {int(k): float(v) for k, v in bias.items()}
+            object.__setattr__(self, 'logit_bias', plain)
         self._check(
             'logprobs',
             _whole(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS,
@@ -100,10 +108,12 @@ class Request:
         self._check('priority', _whole(self.priority), 'a whole number')
         self._check(
             'timeout',
-            isinstance(self.timeout, (int, float)) and 0 <= self.timeout < math.inf,
+            isinstance(self.timeout, (int, float))
+            and not isinstance(self.timeout, bool)
+            and 0 <= self.timeout < math.inf,
             'seconds, or 0 for none',
         )
-
+        self._check('find', isinstance(self.find, bool), 'True or False')
         self._check('bgr', isinstance(self.bgr, bool), 'True or False')
         if self.bgr:
             object.__setattr__(self, 'images', [_to_rgb(source) for source in self.sources])
@@ -155,6 +165,14 @@ class Request:
             raise ConfigError(f'{name} is {value[:80]}: expected {expected}', name)
 
 
+def _are_spans(value: object) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(part, (Text, Control, Tokens, TileSpan)) for part in value)
+    )
+
+
 def folded(choice: str) -> str:
     """Give what all spellings of a choice have in common."""
     bare = choice.strip()
@@ -178,5 +196,9 @@ def _to_rgb(source: ImageSource) -> ImageSource:
     return source  # grey, or what is refused later
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, Real)
+
+
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)

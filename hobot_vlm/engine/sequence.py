@@ -18,6 +18,7 @@ from .detokenizer import Detokenizer
 from .request import Request
 from .stream import Mailbox
 from ..config import Config
+from ..errors import AnswerCut
 from ..llama.context import Context, Entries
 from ..llama.kv_cache import Slot, SlotRun
 from ..llama.sampler import Sampler
@@ -179,11 +180,17 @@ class Sequence:
             self._first = self._last
             self._reused = max(0, len(self.prompt.ids) - self.decoded)
         self.status = Status.DECODE
-        for token in tokens:  # those that leave no choice come with the one that was chosen
+        ends = context.model.is_end(tokens[-1])
+        for left in range(len(tokens), 0, -1):  # with the chosen one come those without a choice
             if self.status is Status.DECODE:
-                self._append(token, context)
+                self._append(tokens[-left], context, last=left == 1 + ends)
 
-    def _append(self, token: int, context: Context) -> None:
+    def _append(self, token: int, context: Context, last: bool) -> None:
+        """
+        Add a token to the answer.
+
+        :param last: no more are known, but for an end token
+        """
         if context.model.is_end(token):
             return self.finish('stop')
         self.tokens.append(token)
@@ -193,7 +200,8 @@ class Sequence:
         if self._detokenizer.stopped:
             self.finish('stop')
         elif len(self.tokens) >= self.config.n_predict or len(self.ids) > context.n_ctx:
-            self.finish('length')
+            assert self._sampler is not None
+            self.finish('stop' if last and self._sampler.at_end else 'length')
 
     def _emit(self, chunks: list[TextChunk]) -> None:
         for chunk in chunks:
@@ -222,13 +230,14 @@ class Sequence:
         """Keep the answer in the conversation, free the sampler, and tell the caller."""
         reported = self._sampler.reported if self._sampler else []
         reply = self._reply(tuple(reported))
+        form = self._sampler.form if self._sampler else ''
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
         try:
             if self._first:
                 self.remember(self.tokens)
-            last: Reply | BaseException = self.error or self.conclude(reply)
+            last: Reply | BaseException = self.error or self._checked(self.conclude(reply), form)
         except Exception as exc:  # of whoever asked; others are not to suffer for it
             last = exc
         # what leads from here back to the request would keep it in memory until Python tidies up
@@ -237,6 +246,13 @@ class Sequence:
         self.remember, self.conclude, self.encode = _ignore, _same, _no_time
         self.finished.set_result(None)
         self.mailbox.put(last)
+
+    def _checked(self, reply: Reply, form: str) -> Reply | AnswerCut:
+        """Give an answer; a part of one that was to have a form is an error."""
+        if reply.finish_reason != 'length' or not form:
+            return reply
+        at_length = reply.completion_tokens >= self.config.n_predict
+        return AnswerCut(reply, form, 'n_predict' if at_length else 'n_ctx')
 
     def _reply(self, logprobs: tuple[TokenLogprob, ...]) -> Reply:
         decode = self._last - self._first

@@ -77,19 +77,19 @@ ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262
 Cancelled = Callable[[], bool]
 
 
-def load_rgb(
-    source: ImageSource, *, allow_url: bool = False, cancelled: Cancelled | None = None
-) -> Pixels:
+def load_rgb(source: ImageSource, *, cancelled: Cancelled | None = None) -> Pixels:
     """
     Read a picture and set it upright.
+
+    A text is the caller's own, and may name any file or address. Whoever hands on what others
+    send, as from a topic or over HTTP, is to give bytes, or only such texts as they may send.
 
     Transparent parts are put on white; of an animation the first frame is read. The result may
     share memory with an array that was given and must not be written to.
 
-    :param source: path (``~`` is the home), bytes of an image file, open binary file, PIL image,
-        ``data:`` URL, or uint8 array: RGB (height, width, 3), grey (height, width) or RGBA
-        (height, width, 4)
-    :param allow_url: whether an ``http(s)://`` address may be fetched
+    :param source: path (``~`` is the home), ``http(s)://`` address, bytes of an image file, open
+        binary file, PIL image, ``data:`` URL, or uint8 array: RGB (height, width, 3), grey
+        (height, width) or RGBA (height, width, 4)
     :param cancelled: is asked now and then, from the thread that called or one beside it; true
         ends the reading with an error
     :return: RGB uint8 (height, width, 3), C order
@@ -103,13 +103,8 @@ def load_rgb(
         return _from_bytes(source, f'picture of {size} bytes', cancelled)
     if isinstance(source, str) and source[:5].lower() == 'data:':
         return _from_bytes(_data_url(source), f'data: URL of {len(source)} characters', cancelled)
-    if isinstance(source, str) and re.match('https?://', source, re.IGNORECASE):
-        what = f'picture {short(source)}'
-        if not allow_url:
-            raise PictureError(
-                f'{what} is an address on the network, and such are not fetched here: give the '
-                'path of a file, or allow addresses'
-            )
+    if is_address(source):
+        source, what = str(source), f'picture {short(str(source))}'
         return _from_bytes(fetch(source, what, MAX_BYTES, cancelled), what, cancelled)
     if isinstance(source, (str, os.PathLike)):
         return _from_path(os.fsdecode(source), cancelled)
@@ -122,6 +117,11 @@ def load_rgb(
         f'picture of type {type(source).__name__}: expected a path, the bytes of an image file, '
         'an open file, a PIL image, a data: URL or a NumPy array; convert it to one of these'
     )
+
+
+def is_address(source: object) -> bool:
+    """Tell whether a picture source is to be fetched from the network."""
+    return isinstance(source, str) and bool(re.match('https?://', source, re.IGNORECASE))
 
 
 def short(text: str) -> str:
@@ -334,13 +334,20 @@ def _converter(picture: Image.Image, what: str) -> Callable[[Image.Image], npt.N
     if mode.startswith('I;16') or (mode == 'I' and picture.format in ('PNG', 'PPM')):
         tags = getattr(picture, 'tag_v2', {})
         shift = 4 if tags.get(BITS, (16,)) == (12,) else 8
+        most = int(np.asarray(picture).max())
+        if 0 < most < 1 << shift:
+            raise PictureError(
+                f'{what} has no number above {most}, where {256 << shift} is white: it would be '
+                'all black; scale it, or save it with 8 bits'
+            )
         flip = 255 if tags.get(PHOTOMETRIC) == 0 else 0  # zero is white
         return lambda band: _grey((np.asarray(band) >> shift).clip(0, 255).astype(np.uint8) ^ flip)
     if mode not in COLOURS:
         kind = 'whole numbers without a known white' if mode == 'I' else f'colours as {mode}'
         raise PictureError(f'{what} has {kind}: expected grey or RGB of 8 or 16 bits; convert it')
     if 'A' in picture.getbands() or 'a' in picture.getbands() or _sees_through(picture):
-        return lambda band: np.asarray(_on_white(band.convert('RGBA')))
+        step = 'LA' if mode == 'La' else mode  # Pillow converts La to nothing else
+        return lambda band: np.asarray(_on_white(band.convert(step).convert('RGBA')))
     return lambda band: np.asarray(band if mode == 'RGB' else band.convert('RGB'))
 
 

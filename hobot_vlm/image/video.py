@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .load import MEMORY, short
+from .load import is_address, MEMORY, short
 from ..errors import BackendMissing, PictureError
 from ..values import Pixels
 
@@ -103,6 +103,19 @@ def read_frames(
         longer than ``SECONDS``
     :raises BackendMissing: OpenCV is not installed
     """
+    numbers = (frames, start, 0 if end is None else end)
+    if not isinstance(path, (str, os.PathLike)) or not all(
+        isinstance(number, (int, float)) for number in numbers
+    ):
+        raise PictureError(
+            f'a video is given as {repr((path, frames, start, end))[:200]}: expected its path, a '
+            'number of frames, and a start and an end in seconds'
+        )
+    if is_address(path):
+        raise PictureError(
+            f'video {short(str(path))} lies on the network, and only pictures are fetched from '
+            'there: download it, and give its path'
+        )
     path = Path(os.path.expanduser(path))
     what = f'video {short(str(path))}'
     if frames < 1 or start < 0 or (end is not None and not end >= start):

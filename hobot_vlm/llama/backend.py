@@ -62,7 +62,8 @@ def check_gguf(path: Path, option: str = 'llm_model_name') -> None:
             if option == 'llm_model_name'
             else f'give the path of a .gguf file in {option}'
         )
-        raise ModelFileError(path, f'there is no such file; {cure}')
+        what = 'it is no file' if path.exists() else 'there is no such file'
+        raise ModelFileError(path, f'{what}; {cure}')
     with path.open('rb') as file:
         head = file.read(8)
     if head[:4] != b'GGUF':

@@ -44,6 +44,12 @@ class Candidates:
         return int(self._array.data[self._array.selected].id)
 
     @property
+    def left(self) -> list[int]:
+        """The tokens that may be chosen."""
+        table = self._table[: self._array.size]
+        return [int(token) for token in table['id'][np.isfinite(table['logit'])]]
+
+    @property
     def possible(self) -> bool:
         """Whether there is a token to choose."""
         return bool(np.isfinite(self._table['logit'][: self._array.size]).any())

@@ -164,10 +164,11 @@ class Context:
         self.handle = lib.llama_init_from_model(model.handle, settings)
         if not self.handle:
             why = '; '.join(last_errors) or 'llama.cpp gave no reason'
+            cure = 'lower n_ctx or free memory'
+            if 'flash_attn' in why:
+                cure = 'set flash_attention to auto, or cache_type to f16'
             raise ModelFileError(
-                model.path,
-                f'llama.cpp makes no context of {n_ctx} cells for it '
-                f'({why}); lower n_ctx or free memory',
+                model.path, f'llama.cpp makes no context of {n_ctx} cells for it ({why}); {cure}'
             )
         self._on_close.callback(lib.llama_free, self.handle)
         self.memory = lib.llama_get_memory(self.handle)

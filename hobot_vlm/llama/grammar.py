@@ -29,6 +29,7 @@ class Grammar:
 
     def __init__(self, model: Model, text: str):
         check_grammar(text)
+        self._model = model
         self._on_close = ExitStack()
         last_errors.clear()
         self._sampler = lib.llama_sampler_init_grammar(model.vocab, text.encode(), b'root')
@@ -60,6 +61,13 @@ class Grammar:
             candidates.apply(self._sampler)
         if not candidates.possible:
             raise GrammarError('grammar cannot be followed: no token of the model fits its place')
+
+    @property
+    def ended(self) -> bool:
+        """Whether only an end token may come next."""
+        candidates = Candidates(np.zeros(self._model.n_vocab, np.float32))
+        self.filter(candidates)
+        return all(map(self._model.is_end, candidates.left))
 
     def accept(self, token: int) -> None:
         """Go on behind a token, which must be allowed: llama.cpp ends the process otherwise."""

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import ctypes
 import os
 from pathlib import Path
+import threading
 import unicodedata
 
 from llama_cpp import llama_cpp as lib
@@ -40,6 +41,8 @@ class Model:
     def __init__(self, path: str | Path, *, n_gpu_layers: int = 0, mmap: bool = True):
         self.path = Path(path)
         self._on_close = ExitStack()
+        self._lock = threading.Lock()  # nobody tokenises while the model is freed, or later
+        self._closed = False
         check_gguf(self.path)
         start_backend()
         last_errors.clear()
@@ -74,13 +77,22 @@ class Model:
     # -- tokens ------------------------------------------------------------------------------
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokenise as plain text: what looks like a control token is just characters."""
+        """
+        Tokenise as plain text: what looks like a control token is just characters.
+
+        Safe from any thread.
+
+        :raises InferenceError: the model is closed
+        """
         if self._composes:
             text = unicodedata.normalize('NFC', text)
         data = text.encode('utf-8', 'replace')
         room = len(data) + 8
         tokens = (lib.llama_token * room)()
-        n = lib.llama_tokenize(self.vocab, data, len(data), tokens, room, False, False)
+        with self._lock:
+            if self._closed:
+                raise InferenceError('the model is closed: load it again to tokenise a text')
+            n = lib.llama_tokenize(self.vocab, data, len(data), tokens, room, False, False)
         if n < 0:
             raise InferenceError(f'llama.cpp cannot tokenise {len(data)} bytes of text')
         return tokens[:n]
@@ -188,4 +200,6 @@ class Model:
 
     def close(self) -> None:
         """Free the model; twice is harmless."""
-        self._on_close.close()
+        with self._lock:
+            self._closed = True
+            self._on_close.close()

@@ -20,10 +20,10 @@ import os
 from pathlib import Path
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 
+from . import child
 from .trial import model_files, NO_MEMORY, NOT_FINITE
 from ..errors import ModelFileError
 
@@ -32,8 +32,9 @@ logger = logging.getLogger('hobot_vlm.llama')
 #: Files that come with this package are as well known as its code.
 BUNDLED = Path(__file__).resolve().parents[1] / 'demo'
 
-#: How long a child may take with files of llama.cpp: so many seconds to start and run once on a
-#: busy board, and as long as an SD card needs to read the files, at so many bytes per second.
+#: How long a child may compute with files of llama.cpp, in processor time (``child.py``): so many
+#: seconds to start and run once on a board, and to read the files so many bytes per second. A PC
+#: takes 2 s for a model of 1 GB.
 SECONDS, BYTES_PER_SECOND = 60.0, 20e6
 
 #: The same for ONNX, whose work grows with the weights (``encoders.onnx``).
@@ -81,6 +82,8 @@ def _check(files: Mapping[str, Path | None], *settings: object) -> None:
     paths = {role: path for role, path in files.items() if path is not None}
     if all(path.resolve().parent == BUNDLED for path in paths.values()):
         return
+    if not all(path.is_file() for path in paths.values()):
+        return  # a device or a pipe may have no end: loading says that it is no file
     options = [str(setting) for setting in settings]
     try:
         content = {role: _content(path) for role, path in paths.items()}
@@ -178,7 +181,7 @@ def _try(paths: Mapping[str, Path], options: Sequence[str]) -> bool:
         logger.warning('cannot start a process that tries the model files: %s', exc)
         return False
     if status is None:
-        what = f'loading and running it had not ended after {seconds:.0f} s'
+        what = f'loading and running it had not ended after {seconds:.0f} s of computing'
     elif status == NO_MEMORY:
         what = 'running it takes more memory than its weights explain'
     elif status == NOT_FINITE:
@@ -198,30 +201,15 @@ def _try(paths: Mapping[str, Path], options: Sequence[str]) -> bool:
 
 
 def run_apart(arguments: Sequence[str], seconds: float) -> tuple[int | None, bytes]:
-    """
-    Run ``trial.main`` in a process of its own.
-
-    :return: how it ended, as ``subprocess`` says it, or None after that many seconds; and what it
-        wrote to stderr
-    """
+    """Run ``trial.main`` in a process of its own; as :func:`child.run`."""
     root = str(Path(__file__).resolve().parents[2])
     environment = {
         **os.environ,
         'PYTHONPATH': os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH')))),
         'GGML_NO_BACKTRACE': '1',  # it would start a debugger
     }
-    try:
-        result = subprocess.run(
-            [sys.executable, '-m', 'hobot_vlm.llama.trial', *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment,
-            timeout=seconds,
-        )
-    except subprocess.TimeoutExpired as exc:
-        return None, exc.stderr or b''
-    return result.returncode, result.stderr
+    command = [sys.executable, '-m', 'hobot_vlm.llama.trial', *arguments]
+    return child.run(command, environment, seconds)
 
 
 def _signal_name(number: int) -> str:

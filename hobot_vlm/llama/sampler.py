@@ -30,6 +30,8 @@ PENALTY_WINDOW = 64
 #: Largest bias of a token. Logits lie within some hundreds, so that this decides in every model,
 #: and added to one it is still exact enough in float32; infinity would leave nothing to choose.
 MAX_BIAS = 1e6
+#: options that say what an answer has to follow
+FORMS = ('grammar', 'json_schema', 'regex')
 THINK_OPEN, THINK_CLOSE = '<think>', '</think>'
 
 
@@ -47,11 +49,9 @@ def _bias(model: Model, logit_bias: Mapping[int, float] | None) -> dict[int, flo
 
 def _open(model: Model, config: Config) -> Constraint | Grammar | None:
     """Give what the answer has to follow."""
-    texts = {
-        'grammar': config.grammar_text(),
-        'json_schema': config.schema_text(),
-        'regex': config.regex,
-    }
+    texts = dict(
+        zip(FORMS, (config.grammar_text(), config.schema_text(), config.regex), strict=True)
+    )
     chosen = [name for name, text in texts.items() if text]
     if len(chosen) > 1:
         raise GrammarError(f'{" and ".join(chosen)} are both set: give one of them')
@@ -108,6 +108,8 @@ class Sampler:
             self._on_close.callback(self._grammar.close)
         #: what the reasoning ends with so far, while it lasts, and how many tokens it may have
         self._thought: bytes | None = b''
+        #: the option that says what the answer has to follow; empty where there is none
+        self.form = next((n for n in FORMS if follows is not None and getattr(config, n)), '')
         self._thoughts_left = config.n_predict // 2 if config.thinking else 0
         if follows is None or not (thinking or config.thinking):
             self._end_thought()
@@ -204,6 +206,15 @@ class Sampler:
         for token in tokens:
             lib.llama_sampler_accept(self._chain, token)
         return tokens
+
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing but an end token may come next: the answer has all of its form."""
+        if self._thought is not None or len(self._waiting) > 1:
+            return False
+        if self._grammar is not None:
+            return self._grammar.ended
+        return self._constraint is not None and self._constraint.ended
 
     def _choose(self, entry: int) -> int:
         return int(lib.llama_sampler_sample(self._chain, self._context.handle, entry))

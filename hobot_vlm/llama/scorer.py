@@ -25,6 +25,7 @@ class Scorer:
     """
 
     reported: list[TokenLogprob] = []
+    form, at_end = '', False  # the answer has no form, and ends with its last token
 
     def __init__(self, context: Context, tokens: Sequence[int]):
         self._context = context

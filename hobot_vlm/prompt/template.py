@@ -156,13 +156,19 @@ class ChatTemplate:
             rendered = pieces[0] + ''.join(
                 p + t for p, t in zip(pictures, pieces[1:], strict=True)
             )
-        for message in messages if needed is None else needed:
-            self._check(message, rendered)
+        checked = messages if needed is None else needed
+        given = [self._check(message, rendered) for message in checked]
+        order = sum(given, [])
+        if [slot for slot in _SLOT_PATTERN.findall(rendered) if slot in order] != order:
+            raise self._wrong('reorders', 'what was said')
         return rendered
 
-    @staticmethod
-    def _check(message: Message, rendered: str) -> None:
-        """Check that what a message holds is in what the template wrote, once and in order."""
+    def _check(self, message: Message, rendered: str) -> list[str]:
+        """
+        Check that what a message holds is in what the template wrote, once and in order.
+
+        :return: its slots
+        """
         given = _SLOT_PATTERN.findall(json.dumps(message, ensure_ascii=False))
         written = [slot for slot in _SLOT_PATTERN.findall(rendered) if slot in given]
         if written != given:
@@ -171,9 +177,14 @@ class ChatTemplate:
                 'system': 'the system prompt',
                 'assistant': 'earlier answers, so it is good for one question only',
             }.get(message['role'], 'the question, or a part of it')
-            raise ModelMismatch(
-                f'the chat template of the model {did} {what}: use another GGUF file of the model'
-            )
+            raise self._wrong(did, what)
+        return given
+
+    @staticmethod
+    def _wrong(did: str, what: str) -> ModelMismatch:
+        return ModelMismatch(
+            f'the chat template of the model {did} {what}: use another GGUF file of the model'
+        )
 
     def _spans(self, rendered: str, slots: Sequence[Part]) -> list[Span]:
         spans: list[Span] = []

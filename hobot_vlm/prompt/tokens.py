@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ..errors import PromptError
 from ..llama.context import Entries, Placed
 from ..llama.ids import embedding_ids
 from ..llama.model import Model
@@ -155,7 +156,14 @@ def tokenize_plainly(model: Model, text: str) -> list[int]:
 
     llama.cpp leaves control tokens alone in plain text, but not those that a file lists as
     user-defined, such as <img> in some conversions. They are cut in two before.
+
+    :raises PromptError: it is no text
+    :raises InferenceError: the model is closed
     """
+    if not isinstance(text, str):
+        raise PromptError(
+            f'what is to be tokenised is of type {type(text).__name__}: expected text'
+        )
     pieces = [text]
     for mark in model.marks:
         if mark in text:

@@ -8,12 +8,16 @@ that YAML took for more than text, and the argument that made ROS fail.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+import json
 from pathlib import Path
+import shlex
 from typing import Any
 
 import yaml
 
 PARAM = ('-p', '--param')
+#: characters read of a parameter file: a device has no end
+MOST_CHARACTERS = 1_000_000
 #: scalars read of a parameter file; one of more is no parameter file of a person
 MOST_SCALARS = 10_000
 
@@ -84,7 +88,8 @@ def as_typed(arguments: Sequence[str]) -> dict[str, list[str]]:
 def scalars(path: str) -> Iterator[tuple[str, str]]:
     """Give the plain values of a parameter file, as they stand in it."""
     try:
-        tree = yaml.compose(Path(path).read_text(encoding='utf-8'))
+        with Path(path).open(encoding='utf-8') as file:
+            tree = yaml.compose(file.read(MOST_CHARACTERS))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return  # ROS says so
     todo = [tree]
@@ -122,9 +127,10 @@ def explained(arguments: Sequence[str], error: Exception) -> str:
     for name, value in rules(arguments):
         if not _is_parameter_value(value):
             brief = value if len(value) <= 100 else f'{value[:99]}…'
+            quoted = json.dumps(brief or 'text', ensure_ascii=False)  # as YAML has it, too
             return (
-                f'{name} is {brief!r}, which ROS reads as YAML and cannot: for text, quote it '
-                f'twice, as in -p \'{name}:="{brief or "text"}"\''
+                f'{name[:100]} is {brief!r}, which ROS reads as YAML and cannot: for text, quote '
+                f'it twice, as in -p {shlex.quote(f"{name[:100]}:={quoted}")}'
             )
     text = ' '.join(str(error).split()).removeprefix('failed to initialize rcl: ')
     text = text.partition(', at /')[0]
@@ -136,7 +142,7 @@ def _is_parameter_value(text: str) -> bool:
     """Whether a parameter may have this value: a scalar, or a list of some of one kind."""
     try:
         node = yaml.compose(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return False
     if isinstance(node, yaml.ScalarNode):
         return node.style is not None or bool(node.value)

@@ -26,7 +26,7 @@ from .outcome import Outcome
 from .publishers import Publishers
 from .sentences import SentenceSplitter
 from ..config import FEED_TEXT, FEED_TOPICS, LIVE, NodeConfig
-from ..errors import VlmError
+from ..errors import AnswerCut, VlmError
 from ..values import Pixels, Reply
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ log = logging.getLogger('hobot_vlm.node')
 
 #: the wake word on which ``pre_infer`` 1 begins to encode
 WAKE_WORD = '你好'
+
+#: options of a question that is asked for its pictures alone
+FREE = {'n_predict': 1, 'json_schema': '', 'grammar': '', 'regex': ''}
 
 #: side of the thumbnails that tell similar pictures, and the mean difference, of 255, up to
 #: which they look the same
@@ -217,7 +220,7 @@ class PromptWorker:
             self._reader.read(frames, pictures)
             if pictures.rgb:
                 # leaves everything up to the question in the KV cache
-                options = {**self._options(settings), 'n_predict': 1}
+                options = {**self._options(settings), **FREE}
                 self._preparing = self._vlm.stream('.', pictures.rgb, **options)
                 if not self._inbox.closed:
                     self._preparing.wait()
@@ -258,6 +261,9 @@ class PromptWorker:
                     stream.cancel()
                 self._hand_out(stream, sentences, pieces)
                 reply = stream.wait()
+        except AnswerCut as exc:
+            reply, error = exc.reply, str(exc)
+            log.error('no whole answer to %.60r: %s', prompt.text, exc)
         except VlmError as exc:
             error = str(exc)
             log.error('no answer to %.60r: %s', prompt.text, exc)
@@ -269,7 +275,7 @@ class PromptWorker:
         self._inbox.done()
         for piece in sentences.finish():
             self._publishers.speak(piece)
-        if error:
+        if error and reply.finish_reason != 'length':
             reply = Reply(''.join(pieces), 'error')
         elif pictures.rgb and reply.completion_tokens:  # else the turn may not be remembered
             self._in_chat = pictures.rgb

@@ -2,7 +2,8 @@
 What a request may hold: JSON from a topic, checked.
 
 Whoever may publish is not thereby allowed to read files of this machine, or to reach what it
-reaches: pictures come as data URLs, and options as text. docs/requests.md describes the fields.
+reaches: options come as text, and pictures as data URLs. With ``allow_urls`` pictures may be
+addresses on the network, too. docs/requests.md describes the fields.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 from typing import Any
 
 from .outcome import shortened
-from ..config import FEED_TEXT, PER_REQUEST
+from ..config import FEED_TEXT, NodeConfig, PER_REQUEST
 from ..errors import PictureError, PromptError
 from ..values import Pixels
 
@@ -36,13 +37,13 @@ class Question:
     """
     A request, checked.
 
-    :param images: ``newest``, or the bytes of picture files
+    :param images: ``newest``, or the bytes of picture files, or their addresses
     :param more: what else ``VLM.stream`` is given
     """
 
     id: str
     prompt: str | list[dict[str, Any]]
-    images: str | list[bytes]
+    images: str | list[bytes | str]
     more: dict[str, Any]
 
     @property
@@ -90,13 +91,14 @@ def read(text: str) -> tuple[str, Mapping[str, Any]]:
     return number if isinstance(number, str) and len(number) <= ID_LENGTH else '', fields
 
 
-def check(fields: Mapping[str, Any], feed_type: int) -> Question:
+def check(fields: Mapping[str, Any], config: NodeConfig) -> Question:
     """
     Make a question of the fields of a request.
 
     :raises PromptError: one is missing, unknown or of a wrong type
-    :raises PictureError: a picture is no data URL
+    :raises PictureError: a picture is neither a data URL nor an address that is allowed
     """
+    feed_type, urls = config.feed_type, config.allow_urls
     for name in fields:
         if name not in KEYS:
             raise PromptError(
@@ -111,9 +113,9 @@ def check(fields: Mapping[str, Any], feed_type: int) -> Question:
     if 'prompt' in fields and not isinstance(prompt, str):
         raise PromptError('prompt: expected a text')
     if 'messages' in fields:
-        prompt = _messages(prompt)
+        prompt = _messages(prompt, urls)
     default = 'newest' if 'prompt' in fields and feed_type != FEED_TEXT else 'none'
-    images = _images(fields.get('images', default))
+    images = _images(fields.get('images', default), urls)
     if images == 'newest' and feed_type == FEED_TEXT:
         raise PromptError('images is newest, and feed_type is 2: no camera is subscribed to')
     more = {name: fields[name] for name in (*FIELDS, *PER_REQUEST) if name in fields}
@@ -133,19 +135,19 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _images(images: Any) -> str | list[bytes]:
+def _images(images: Any, urls: bool) -> str | list[bytes | str]:
     if images in ('none', None):
         return []
     if images == 'newest':
         return 'newest'
     if isinstance(images, str):
-        return [from_data_url(images)]
+        return [_picture(images, urls)]
     if not isinstance(images, list):
         raise PromptError('images: expected "newest", "none" or data URLs')
-    return [from_data_url(image) for image in images]
+    return [_picture(image, urls) for image in images]
 
 
-def _messages(messages: Any) -> list[dict[str, Any]]:
+def _messages(messages: Any, urls: bool) -> list[dict[str, Any]]:
     """Put bytes in the place of data URLs; what else is wrong with messages, the model says."""
     if not isinstance(messages, list) or not messages:
         raise PromptError('messages: expected a list of them')
@@ -155,14 +157,14 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
             raise PromptError('messages: expected objects with role and content')
         content = message.get('content')
         if isinstance(content, list):
-            content = [_part(part) for part in content]
+            content = [_part(part, urls) for part in content]
         elif not isinstance(content, str):
             raise PromptError('messages: expected content that is text, or a list of parts')
         read.append({**message, 'content': content})
     return read
 
 
-def _part(part: Any) -> dict[str, Any]:
+def _part(part: Any, urls: bool) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise PromptError('messages: expected parts that are objects with a type')
     if part.get('type') == 'text' and isinstance(part.get('text'), str):
@@ -171,8 +173,21 @@ def _part(part: Any) -> dict[str, Any]:
     if isinstance(source, dict):
         source = source.get('url')
     if part.get('type') in ('image', 'image_url'):
-        return {'type': 'image', 'image': from_data_url(source)}
+        return {'type': 'image', 'image': _picture(source, urls)}
     raise PromptError('messages: expected parts of type text, image or image_url')
+
+
+def _picture(url: Any, urls: bool) -> bytes | str:
+    """Give the bytes of a data URL or, where they are allowed, an address as it is."""
+    address = isinstance(url, str) and url[:8].lower().startswith(('http://', 'https://'))
+    if address and urls:
+        return str(url)
+    if address:
+        raise PictureError(
+            f'a picture given as {shortened(url, 40)!r}: start the node with allow_urls to have '
+            'it fetch pictures, or send data:image/...;base64,...'
+        )
+    return from_data_url(url)
 
 
 def from_data_url(url: Any) -> bytes:

@@ -22,7 +22,7 @@ from .outcome import Outcome
 from .publishers import Publishers
 from .request_json import check, Question, read
 from ..config import LIVE, NodeConfig
-from ..errors import PromptError, VlmError
+from ..errors import AnswerCut, PromptError, VlmError
 from ..values import Pixels, Reply
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Requests:
             if 'cancel' in fields:
                 self._cancel(fields)
             else:
-                question = check(fields, self._loaded.feed_type)
+                question = check(fields, self._loaded)
                 self._begin(question, len(text.encode('utf-8', 'surrogatepass')))
         except VlmError as exc:
             self._refuse(number, str(exc))
@@ -195,13 +195,16 @@ class Requests:
             pass
         except asyncio.TimeoutError:
             reply = Reply('', 'timeout')
+        except AnswerCut as exc:
+            reply, error = exc.reply, str(exc)
+            log.error('no whole answer to request %.60r: %s', question.id, exc)
         except VlmError as exc:
             error = str(exc)
             log.error('no answer to request %.60r: %s', question.id, exc)
         except Exception as exc:  # whatever happens, the others are answered
             error = f'{type(exc).__name__}: {exc}'
             log.exception('no answer to request %.60r', question.id)
-        if error:
+        if error and reply.finish_reason != 'length':
             reply = Reply(''.join(pieces), 'error')
         picture = pictures.rgb[0] if pictures.rgb else None
         outcome = Outcome(prompt, reply, tuple(pictures.info), error, started, picture)

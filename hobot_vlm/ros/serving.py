@@ -79,7 +79,8 @@ class Serving:
         #: boxes and points of the newest answer about a picture, and when it came
         self._found: tuple[tuple[Box, ...], tuple[tuple[str, float, float], ...], float]
         self._found = (), (), 0.0
-        app, service = create_app(vlm, Settings.of(config.serve_host), Live(self._newest))
+        settings = Settings.of(config.serve_host, allow_urls=config.allow_urls)
+        app, service = create_app(vlm, settings, Live(self._newest))
         try:
             self._server = HttpServer(app, service, config.serve_host, config.serve)
         except ConfigError as exc:

@@ -262,7 +262,7 @@ class _Routes:
 
     async def answer(
         self,
-        read: Callable[[Any, Callable[[str, str], bytes]], Asked],
+        read: Callable[[Any, Callable[[str, str], bytes | str]], Asked],
         write: Callable[[Asked, str], Writer],
         request: Request,
     ) -> Any:

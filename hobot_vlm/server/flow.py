@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from .answers import encoded, Writer
 from .guard import error_of, Receive, Scope, Send
 from .openai import Asked
+from ..errors import AnswerCut
 from ..values import Reply
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Answer:
             if self._asked.stream:
                 await self._streamed(outlet)
             else:
-                replies = [await stream for stream in self._streams]
+                replies = [await _reply(stream) for stream in self._streams]
                 for reply in replies:
                     self._service.metrics.answer(reply)
                 await JSONResponse(self._writer.whole(replies))(PLAIN, _nothing, send)
@@ -139,12 +140,13 @@ class Answer:
         """Send one of the answers as it is made."""
         watch = asyncio.ensure_future(self._report(index, stream, outlet))
         try:
-            async for chunk in stream:
-                watch.cancel()
-                events = self._writer.piece(index, chunk)
-                if events:
-                    await outlet.put(b''.join(map(encoded, events)))
-            reply = await stream
+            with suppress(AnswerCut):  # OpenAI's clients read it from the reply
+                async for chunk in stream:
+                    watch.cancel()
+                    events = self._writer.piece(index, chunk)
+                    if events:
+                        await outlet.put(b''.join(map(encoded, events)))
+            reply = await _reply(stream)
         except Exception:
             self.cancel()  # the others as well: their client gets an error
             raise
@@ -250,6 +252,14 @@ async def unless_gone(
         raise
     finally:
         watch.cancel()
+
+
+async def _reply(stream: Stream) -> Reply:
+    """Give a whole answer; of one without the form that was asked for, what there is of it."""
+    try:
+        return await stream
+    except AnswerCut as exc:
+        return exc.reply
 
 
 async def _nothing() -> Any:

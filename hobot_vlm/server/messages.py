@@ -17,8 +17,8 @@ from ..errors import ConfigError
 
 Message = dict[str, Any]
 
-#: gives the bytes of the picture that a URL names; called in a thread that may wait
-Fetch = Callable[[str, str], bytes]
+#: gives the picture that a URL names, as ``VLM`` takes it; called in a thread that may wait
+Fetch = Callable[[str, str], bytes | str]
 
 ROLES = {
     'system': 'system',

@@ -1,7 +1,7 @@
 """
-The bytes behind the URL of a picture: in the URL itself, on the web, or in a folder.
+What the URL of a picture stands for: bytes in the URL itself or in a folder, or an address.
 
-Only data URLs are always allowed. Knows nothing of what a picture is.
+Only data URLs are always allowed. Knows nothing of what a picture is, and fetches none.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ import base64
 import binascii
 from pathlib import Path
 import urllib.parse
-import urllib.request
 
 from .fields import shortened
 from ..errors import ConfigError, PictureError
 
-#: seconds without a byte after which a picture on the web is given up; clients wait for longer
-TIMEOUT = 10.0
-#: bytes of a picture on the web: as many as a body may have by default
+#: bytes of a picture in a folder: as many as a body may have by default
 LARGEST = 32 << 20
 
 
 class Pictures:
     """
-    Gets pictures by their URLs.
+    Gives pictures by their URLs.
 
     :param web: whether http and https are allowed
     :param folder: below which ``file:`` URLs are allowed; none where it is empty
@@ -34,20 +31,10 @@ class Pictures:
         self._folder = Path(folder).expanduser().resolve() if folder else None
         if self._folder and not self._folder.is_dir():
             raise ConfigError(f'--media-path {folder}: expected a folder', 'media_path')
-        # Neither file: nor ftp: nor a proxy of the environment can be reached through it.
-        self._opener = urllib.request.OpenerDirector()
-        for handler in (
-            urllib.request.HTTPHandler,
-            urllib.request.HTTPSHandler,
-            urllib.request.HTTPRedirectHandler,
-            urllib.request.HTTPErrorProcessor,
-            urllib.request.HTTPDefaultErrorHandler,
-        ):
-            self._opener.add_handler(handler())
 
-    def get(self, url: str, where: str) -> bytes:
+    def get(self, url: str, where: str) -> bytes | str:
         """
-        Give the bytes of a picture; may wait for the network.
+        Give the bytes of a picture, or an address that the model may fetch it from.
 
         :param where: the field that holds the URL, for messages
         :raises ConfigError: a URL that is not allowed, or none
@@ -60,30 +47,15 @@ class Pictures:
             if not self._web:
                 raise ConfigError(
                     f'{where}: pictures of the web are not fetched; send a data URL, or start '
-                    'the server with --allow-urls',
+                    'the server with --allow-urls, the node with allow_urls',
                     where,
                 )
-            return self._fetched(url, where)
+            return url
         if scheme == 'file':
             return self._read(url, where)
         raise ConfigError(
             f'{where} starts with {shortened(url[:16])!r}: expected data:image/…;base64,…', where
         )
-
-    def _fetched(self, url: str, where: str) -> bytes:
-        try:
-            request = urllib.request.Request(url, headers={'User-Agent': 'hobot_vlm'})
-            with self._opener.open(request, timeout=TIMEOUT) as answer:
-                data: bytes = answer.read(LARGEST + 1)
-        except Exception as exc:  # of urllib, http.client, ssl and socket; they share no base
-            reason = getattr(exc, 'code', None) or getattr(exc, 'reason', None) or exc
-            raise PictureError(
-                f'{where}: the picture cannot be fetched ({shortened(str(reason))}); try its '
-                'address in a browser on the machine that this server runs on'
-            ) from exc
-        if len(data) > LARGEST:
-            raise PictureError(f'{where}: the picture has more than {LARGEST >> 20} MiB')
-        return data
 
     def _read(self, url: str, where: str) -> bytes:
         if self._folder is None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import io
 import json
+from pathlib import Path
+import threading
 
 from hobot_vlm import VLM
 from hobot_vlm.cli.main import main
@@ -45,6 +49,17 @@ def test_question_and_pictures_in_any_order(run, sample, demo):
     ):
         assert run('ask', *words) == (0, f'{expected}\n', '')
     assert run('ask', sample, '-', stdin='Describe the picture.')[1] == f'{expected}\n'
+
+
+def test_a_picture_on_the_network(run, sample, demo, monkeypatch):
+    monkeypatch.setenv('no_proxy', '*')
+    expected = demo.ask('Describe the picture.', images=sample).text
+    handler = partial(SimpleHTTPRequestHandler, directory=Path(sample).parent)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/{Path(sample).name}?size=1'
+        assert run('ask', url, 'Describe the picture.')[:2] == (0, f'{expected}\n')
+        server.shutdown()
 
 
 def test_without_a_question(run, sample):

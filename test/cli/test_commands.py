@@ -30,6 +30,28 @@ def test_a_wrong_command_line(run, args):
 
 
 @pytest.mark.parametrize(
+    'args',
+    [
+        ('x' * 100_000,),
+        ('ask', 'hi', '--' + 'x' * 100_000),
+        ('ask', 'hi', '--set', 'x' * 100_000),
+        ('ask', 'hi', '--set', 'x' * 100_000 + '=1'),
+        ('ask', 'hi', '--set', 'n_ctx=' + 'x' * 100_000),
+        ('ask', 'hi', '--params-file', 'x' * 100_000),
+        ('ask', 'hi', '--params-file', '/dev/zero'),
+        ('ask', 'hi', '--json-schema', '{"' + 'x' * 100_000),
+        ('ask', 'hi', '-m', 'x' * 100_000),
+        ('ask', 'x' * 5_000, 'y' * 5_000),
+        ('download', 'x' * 100_000),
+    ],
+    ids=lambda args: ' '.join(args)[:30],
+)
+def test_no_message_carries_what_was_typed(run, args):
+    status, out, err = run(*args)
+    assert status == 2 and out == '' and len(err) < 1000 and 'Traceback' not in err
+
+
+@pytest.mark.parametrize(
     ('args', 'words'),
     [
         (('--set', 'n_ctx=1'), 'n_ctx is 1: expected 64 to'),

@@ -8,7 +8,16 @@ import threading
 import time
 
 from core import batches, embed, empty, parts, sizes, slots
-from hobot_vlm import ConfigError, GrammarError, PictureError, PromptTooLong, VLM, VlmError
+from folders import MODELS
+from hobot_vlm import (
+    AnswerCut,
+    ConfigError,
+    GrammarError,
+    PictureError,
+    PromptTooLong,
+    VLM,
+    VlmError,
+)
 import numpy as np
 import pytest
 
@@ -353,6 +362,53 @@ def test_a_bad_grammar_is_refused_with_its_reason(demo, sample, options, match):
     with pytest.raises(GrammarError, match=match):
         demo.ask(QUESTION, sample, **options)
     assert demo.ask(QUESTION, sample).finish_reason == 'stop'
+
+
+FORMS = [
+    {'json_schema': {'enum': ['a long answer', 'a longer answer']}},
+    {'grammar': 'root ::= "a long answer" | "a longer answer"'},
+    {'regex': 'a long answer|a longer answer'},
+]
+EACH_FORM = pytest.mark.parametrize('form', FORMS, ids=lambda form: next(iter(form)))
+
+
+@EACH_FORM
+def test_a_part_of_an_answer_with_a_form_is_an_error(demo, form):
+    whole = demo.ask('Hello', **form)
+    assert whole.finish_reason == 'stop'
+    name, n = next(iter(form)), whole.completion_tokens - 1
+    chunks = []
+    with pytest.raises(AnswerCut, match=f'after {n} tokens.*follow {name}: raise n_pred') as cut:
+        for chunk in demo.stream('Hello', n_predict=n, **form):
+            chunks.append(chunk.text)
+    reply = cut.value.reply
+    assert (reply.finish_reason, reply.completion_tokens) == ('length', n)
+    assert reply.text == ''.join(chunks) and whole.text.startswith(reply.text) and chunks
+    free, bound = demo.ask_many([('Hello', None)] * 2, n_predict=n, **form, parallel=1)
+    assert isinstance(free, AnswerCut) and isinstance(bound, AnswerCut)
+    chat = demo.conversation()
+    with pytest.raises(AnswerCut):
+        chat.ask('Hello', n_predict=n, **form)
+    assert len(chat.turns) == 1  # what was said is remembered
+
+
+@EACH_FORM
+@pytest.mark.parametrize('logprobs', [0, 1])
+def test_a_whole_answer_of_just_as_many_tokens_is_none(demo, form, logprobs):
+    whole = demo.ask('Hello', **form)
+    reply = demo.ask('Hello', n_predict=whole.completion_tokens, logprobs=logprobs, **form)
+    assert (reply.text, reply.finish_reason) == (whole.text, 'stop')
+
+
+def test_a_context_that_ends_before_the_form_does():
+    with VLM.load(llm_model_name=MODELS / 'plain' / 'decoder.gguf', n_ctx=64) as vlm:
+        with pytest.raises(AnswerCut, match='raise n_ctx'):
+            vlm.ask('Hello', regex='[a-z]{900}', n_predict=2000)
+
+
+def test_choosing_has_no_form():
+    with VLM.load('demo', grammar='root ::= "a very long answer"', n_predict=1) as vlm:
+        assert sum(vlm.choose('Hello', choices=['yes', 'no']).values()) == pytest.approx(1)
 
 
 def test_many_answers_at_once_are_the_same_as_alone(fresh, sample):

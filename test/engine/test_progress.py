@@ -12,6 +12,10 @@ from core import parts
 from folders import MODELS
 from hobot_vlm import Progress, VLM
 from hobot_vlm.cli.ask import encoding
+from hobot_vlm.encoders import onnx as onnx_encoder
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 from pictures import picture
 import pytest
 
@@ -114,3 +118,68 @@ def test_the_runtime_has_a_name(vlm, caplog):
         assert f'(on {vlm.runtime})' in caplog.text
     with VLM.load(llm_model_name=FILES['llm_model_name']) as text:
         assert text.runtime == ''
+
+
+# -- what nobody wants any more -------------------------------------------------------------------
+
+
+def endless_on_white(path):
+    """Write an encoder that never ends on a picture with a white pixel."""
+    model = onnx.load(FILES['model_file_name'])
+    (output,), nodes = model.graph.output, model.graph.node
+    for node in nodes:
+        node.output[:] = ['found' if name == output.name else name for name in node.output]
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node('Identity', [a], [b]) for a, b in (('on', 'still_on'), ('x', 'y'))],
+        'body',
+        [info('i', 7, []), info('on', 9, []), info('x', 1, [])],
+        [info('still_on', 9, []), info('y', 1, [])],
+    )
+
+    def constant(name, value, kind):
+        return numpy_helper.from_array(np.array(value, kind), name)
+
+    model.graph.initializer.extend(
+        [
+            constant('white', 2.2, np.float32),  # 1, normalised as ImageNet's makers do
+            constant('once', 1, np.int64),
+            constant('always', 2**62, np.int64),
+            constant('true', True, bool),
+            constant('one', 1, np.float32),
+        ]
+    )
+    nodes.extend(
+        [
+            helper.make_node('ReduceMax', ['pixel_values'], ['most'], keepdims=0),
+            helper.make_node('Greater', ['most', 'white'], ['is_white']),
+            helper.make_node('Where', ['is_white', 'always', 'once'], ['times']),
+            helper.make_node('Loop', ['times', 'true', 'one'], ['factor'], body=body),
+            helper.make_node('Mul', ['found', 'factor'], [output.name]),
+        ]
+    )
+    onnx.save(model, path)
+    return str(path)
+
+
+def test_a_tile_that_nobody_wants_leaves_the_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_encoder, 'RUN_SECONDS', 600.0)  # nothing else is to end it
+    files = {**FILES, 'model_file_name': endless_on_white(tmp_path / 'vision.onnx')}
+    white, black = np.full((56, 56, 3), 255, np.uint8), np.zeros((56, 56, 3), np.uint8)
+    with VLM.load(**files, n_predict=2, encoder_device='cpu') as vlm:
+        encoder = parts(vlm).encoder
+        for _ in range(2):  # and once more: what was stopped is not remembered as an error
+            first, second = vlm.stream('Why?', white), vlm.stream('Who?', white)
+            wait_for(lambda: encoder._running is not None)
+            wait_for(lambda second=second: second.progress.total == 1)
+            run = encoder._running
+            waiting = vlm.stream('Why?', black)
+            first.cancel()
+            assert first.result().finish_reason == 'cancelled'
+            assert encoder._running is run and not run.terminate  # the second one wants it
+            second.cancel()
+            assert waiting.result().image_tokens
+        left = vlm.stream('Why?', white)
+        wait_for(lambda: encoder._running is not None)
+        del left  # nobody reads it
+        assert vlm.ask('Why?', black).image_tokens

@@ -15,8 +15,12 @@ from hobot_vlm import ConfigError, InferenceError, PictureError, PromptError, VL
 from hobot_vlm.engine import image_encoder, scheduler
 from hobot_vlm.llama.context import Outcome
 from hobot_vlm.machine import resident_bytes
+from hobot_vlm.values import Video
+import numpy as np
 from pictures import picture
 import pytest
+
+PLAIN = str(MODELS / 'plain' / 'decoder.gguf')
 
 #: requests of the random test. By hand: HOBOT_VLM_REQUESTS=20000
 REQUESTS = int(os.environ.get('HOBOT_VLM_REQUESTS', '2000'))
@@ -339,12 +343,93 @@ def test_one_of_many_that_fails_spoils_no_other(vlm):
         ('Why?', {'logit_bias': {1: float('nan')}}, ConfigError, 'logit_bias'),
         ('Why?', {'priority': 'high'}, ConfigError, 'priority'),
         ('Why?', {'labels': 3}, ConfigError, 'labels'),
+        (['Why?'], {}, PromptError, 'list'),
+        ([1, 2], {}, PromptError, 'list'),
+        ('Why?', {'find': 'yes'}, ConfigError, 'find'),
+        ('Why?', {'timeout': True}, ConfigError, 'timeout'),
+        ('Why?', {'stop': ['x'] * 10000}, ConfigError, 'stop'),
+        ('Why?', {'images': Video('a.mp4', 'all')}, PictureError, 'a video is given as'),
+        ('Why?', {'images': Video(None)}, PictureError, 'a video is given as'),
+        ('Why?', {'images': Video('a.mp4', 2, 'start')}, PictureError, 'a video is given as'),
     ],
 )
 def test_wrong_types_are_met_at_the_door(vlm, prompt, more, error, match):
     with pytest.raises(error, match=match) as caught:
         vlm.ask(prompt, **more)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda vlm: vlm.ask_many(None),
+        lambda vlm: vlm.ask_many('Why?'),
+        lambda vlm: vlm.ask_many([('Why?', None)], parallel='all'),
+        lambda vlm: vlm.choose('Why?', choices=None),
+        lambda vlm: vlm.choose('Why?', choices=(c for c in 'ab')),
+        lambda vlm: vlm.choose('Why?', choices=['a', 'b'], stop=['c']),
+        lambda vlm: vlm.conversation(5),
+        lambda vlm: vlm.conversation().save(5),
+        lambda vlm: vlm.conversation().save('a\0b'),
+        lambda vlm: vlm.restore(None),
+        lambda vlm: vlm.restore('a\0b'),
+        lambda vlm: vlm.tokenize(None),
+        lambda vlm: vlm.tokenize(b'Why?'),
+        lambda vlm: vlm.encode(5),
+        lambda vlm: VLM(None),
+        lambda vlm: VLM({'model': 'demo'}),
+        lambda vlm: VLM.load(llm_model_name='/dev/zero'),
+        lambda vlm: VLM.load(model_file_name='/dev/zero', llm_model_name=PLAIN),
+        lambda vlm: VLM.load(llm_model_name=PLAIN, lora='/dev/zero'),
+    ],
+)
+def test_each_door_refuses_what_it_cannot_take(vlm, call):
+    with pytest.raises(VlmError) as caught:
+        call(vlm)
+    assert 10 < len(str(caught.value)) < 300
+
+
+def test_a_question_that_is_none_spoils_no_other(vlm):
+    first, *wrong, last = vlm.ask_many(
+        [('Why?', None), 'Why?', ('Why?',), ('Why?', None, 1), 7, ('Why?', None)], n_predict=2
+    )
+    assert first.text == last.text
+    assert all(isinstance(one, PromptError) for one in wrong)
+
+
+def test_numbers_of_numpy_are_numbers(vlm):
+    plain = vlm.ask('Why?', n_predict=3, temperature=2.0, seed=3, logit_bias={5: 2.0}, logprobs=1)
+    same = vlm.ask(
+        'Why?',
+        n_predict=np.int64(3),
+        temperature=np.float32(2.0),
+        seed=np.uint32(3),
+        logit_bias={np.int32(5): np.float32(2.0)},
+        logprobs=np.int8(1),
+    )
+    assert (same.text, same.logprobs) == (plain.text, plain.logprobs)
+
+
+def test_a_long_stop_costs_next_to_nothing(vlm):
+    """Each token was compared with every beginning of it, while everybody waited."""
+    answer = vlm.ask('Why?', n_predict=20).text
+    assert vlm.ask('Why?', n_predict=20, stop=['a' * 10**7, answer + 'x' * 10**7]).text == answer
+
+
+def test_a_closed_model_says_so_whatever_it_is_asked():
+    with VLM.load(llm_model_name=PLAIN) as vlm:
+        chat = vlm.conversation()
+    for call in (
+        lambda: vlm.ask('Why?'),
+        lambda: vlm.tokenize('Why?'),  # llama.cpp would read what was freed
+        lambda: vlm.choose('Why?', choices=['a', 'b']),
+        lambda: chat.ask('Why?'),
+        lambda: chat.prefill(),
+        lambda: chat.save('nowhere'),
+    ):
+        with pytest.raises(InferenceError, match='the model is closed'):
+            call()
+    assert isinstance(vlm.ask_many([('Why?', None)])[0], InferenceError)
 
 
 # -- pictures ----------------------------------------------------------------------------------

@@ -167,11 +167,23 @@ def test_fractions_are_scaled(dtype):
         ([[0, 4000]], 'i4', 'without a known white'),
         ([[-9, 4000]], 'i2', 'without a known white'),
         ([[0, 4000]], 'u4', 'without a known white'),
+        ([[0, 255]], 'u2', 'no number above 255, where 65536 is white'),
     ],
 )
 def test_numbers_without_a_known_white_are_refused(values, dtype, told):
     with pytest.raises(PictureError, match=told):
         load_rgb(tiff(values, dtype))
+
+
+def test_every_mode_of_pillow_is_read_or_refused():
+    """Not as damaged: it was not read from anything."""
+    colours = Image.fromarray(np.full((4, 4, 3), 200, np.uint8))
+    for mode in ('L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX', 'CMYK', 'YCbCr', 'HSV'):
+        assert load_rgb(colours.convert(mode)).min() >= 198, mode
+    assert (load_rgb(colours.convert('LA').convert('La')) == 200).all()
+    for mode in ('I', 'F', 'I;16', 'I;16B'):  # 200 of four thousand millions is black
+        with pytest.raises(PictureError, match='white'):
+            load_rgb(colours.convert(mode))
 
 
 def test_grey_of_16_bits_where_zero_is_white():
@@ -337,10 +349,8 @@ def server(monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['a.png', 'hop'])
-def test_an_address_is_fetched_where_it_is_allowed(server, name):
-    assert np.array_equal(load_rgb(f'{server}/{name}', allow_url=True), RGB)
-    with pytest.raises(PictureError, match='not fetched here'):
-        load_rgb(f'{server}/{name}')
+def test_an_address_is_fetched(server, name):
+    assert np.array_equal(load_rgb(f'{server}/{name}'), RGB)
 
 
 @pytest.mark.parametrize(
@@ -355,24 +365,39 @@ def test_an_address_is_fetched_where_it_is_allowed(server, name):
 )
 def test_what_cannot_be_fetched(server, name, told):
     with pytest.raises(PictureError, match=told):
-        load_rgb(f'{server}/{name}', allow_url=True)
+        load_rgb(f'{server}/{name}')
 
 
 def test_an_endless_answer_ends(server, monkeypatch):
     monkeypatch.setattr(load, 'MAX_BYTES', 3 << 20)
     with pytest.raises(PictureError, match='more than 3 MB'):
-        load_rgb(f'{server}/endless', allow_url=True)
+        load_rgb(f'{server}/endless')
 
 
 def test_a_silent_server_is_left(server, monkeypatch):
     with pytest.raises(PictureError, match='was cancelled'):
-        load_rgb(f'{server}/silent', allow_url=True, cancelled=lambda: True)
+        load_rgb(f'{server}/silent', cancelled=lambda: True)
     monkeypatch.setattr(fetch, 'SECONDS', 0.2)
     with pytest.raises(PictureError, match='takes longer than 0 s to fetch'):
-        load_rgb(f'{server}/silent', allow_url=True)
+        load_rgb(f'{server}/silent')
+
+
+def test_pictures_from_the_network_keep_no_others_waiting(server, demo, sample):
+    """Eight requests for a picture that never comes; a file is read meanwhile."""
+    expected = demo.ask('Describe the picture.', sample)
+    streams = [demo.stream('Describe the picture.', f'{server}/silent') for _ in range(9)]
+    assert demo.ask('Describe the picture.', sample).text == expected.text
+    for stream in streams:
+        stream.close()
+    assert demo.ask('What is it?', f'{server}/a.png').image_tokens  # the fetchers are free again
+
+
+def test_a_video_is_not_fetched(server, demo):
+    with pytest.raises(PictureError, match='only pictures are fetched.*download it'):
+        demo.ask('What is it?', f'{server}/a.mp4')
 
 
 @pytest.mark.parametrize('url', ['http://', 'http://[', 'http://a b/', 'http://127.0.0.1:1/x'])
 def test_addresses_that_lead_nowhere(url):
     with pytest.raises(PictureError, match='cannot be fetched'):
-        load_rgb(url, allow_url=True)
+        load_rgb(url)

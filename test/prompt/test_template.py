@@ -106,6 +106,15 @@ def test_a_template_that_forgets_answers_serves_one_question():
         chat.following(['Again'])
 
 
+def test_a_template_that_turns_the_turns_round_serves_one_question():
+    """What stands behind the answer before is no longer the new question there."""
+    source = "{% for m in messages | reverse %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    chat = ChatTemplate(source, CONTROLS)
+    assert written(chat.opening('Be short.', ['Hello'])) == 'user: Be short.\n\nHello\n'
+    with pytest.raises(ModelMismatch, match='reorders'):
+        chat.following(['Again'])
+
+
 FORGETS = "{% for m in messages %}{{ m['role'] }}: "
 LIST_OF_PARTS = FORGETS + "{% for p in m['content'] %}{{ p['text'] }}{% endfor %};{% endfor %}"
 

@@ -7,7 +7,7 @@ import sys
 
 from hobot_vlm.config import NodeConfig, read_parameter_file
 from hobot_vlm.errors import ConfigError
-from hobot_vlm.ros.arguments import as_typed, before_ros, same
+from hobot_vlm.ros.arguments import as_typed, before_ros, explained, same
 import pytest
 
 NODE = 'from hobot_vlm.ros.main import main; main()'
@@ -105,6 +105,8 @@ def test_help_and_arguments_that_nobody_reads(program, name):
         (['-p', 'user_prompt:=[1, a]'], "user_prompt is '[1, a]', which"),
         (['-p', "user_prompt:='it"], 'user_prompt is "\'it", which'),
         (['-p', 'user_prompt:={a: 1}'], 'quote it twice'),
+        (['-p', 'json_schema:={"a": 1}'], """as in -p 'json_schema:="{\\"a\\": 1}"'"""),
+        (['--params-file', '/dev/zero'], '/dev/zero'),
         (['-p', 'user_prompt'], "'-p user_prompt'"),
         (['-r', 'a'], "remap rule: '-r a'"),
         (['-q'], "unknown ROS arguments: ['-q']"),
@@ -118,6 +120,11 @@ def test_ros_arguments_that_cannot_be_read(arguments, says):
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stderr.count('\n') == 1, done.stderr
+
+
+def test_a_value_of_thousands_of_brackets():
+    said = explained(['-p', 'user_prompt:=' + '[' * 5000], ValueError())
+    assert said.startswith("user_prompt is '[[[") and len(said) < 500
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,16 @@ def test_what_is_found_is_published_everywhere(robot, detector, rgb):
     assert (detection.bbox.size_x, detection.bbox.size_y) == (128, 72)
 
 
+def test_a_part_of_an_answer_with_a_form_has_an_error(robot, detector, rgb):
+    answer_with(robot, DOG)
+    assert robot.set('n_predict', 2).successful
+    reply = robot.ask_about(image(rgb), 'dog')
+    assert robot.set('n_predict', 256).successful
+    assert 'does not follow grammar: raise n_predict' in reply['error']
+    assert (reply['finish_reason'], reply['completion_tokens']) == ('length', 2)
+    assert reply['text'] and DOG.startswith(reply['text'])
+
+
 def test_a_task_and_the_picture_with_its_answer(robot, detector, rgb):
     """Points, as JSON; and the picture, plain and compressed, while somebody listens."""
     from sensor_msgs.msg import CompressedImage, Image

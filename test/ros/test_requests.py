@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 import json
 from pathlib import Path
 import re
+import threading
 
-from hobot_vlm.errors import VlmError
+from hobot_vlm.config import NodeConfig
+from hobot_vlm.errors import PictureError, VlmError
 from hobot_vlm.ros.request_json import check, FIELDS, from_data_url, ID_LENGTH, OWN, read
 import numpy as np
 from PIL import Image as Pillow
@@ -28,9 +32,9 @@ def data_url(path=SAMPLE):
 # -- what a request may hold ----------------------------------------------------------------------
 
 
-def checked(text, feed_type=1):
+def checked(text, feed_type=1, **options):
     _, fields = read(text if isinstance(text, str) else json.dumps(text))
-    return check(fields, feed_type)
+    return check(fields, NodeConfig(feed_type=feed_type, **options))
 
 
 def test_a_prompt_and_its_options():
@@ -133,6 +137,24 @@ def test_a_request_for_pictures_where_there_are_none():
         checked({'id': 'a', 'prompt': 'Hi', 'images': 'newest'}, feed_type=2)
 
 
+def test_addresses_only_where_they_are_allowed():
+    url = 'https://x/a.png'
+    asked = {'id': 'a', 'prompt': 'Hi', 'images': [url, data_url()]}
+    assert checked(asked, allow_urls=True).images == [url, SAMPLE.read_bytes()]
+    said = {'role': 'user', 'content': [{'type': 'image_url', 'image_url': {'url': url}}]}
+    messages = {'id': 'a', 'messages': [said]}
+    (message,) = checked(messages, allow_urls=True).prompt
+    assert message['content'] == [{'type': 'image', 'image': url}]
+    for request in (asked, messages):
+        with pytest.raises(
+            PictureError, match=f"given as '{url}': start the node with allow_urls"
+        ):
+            checked(request)
+    for bad in ('file:///etc/hosts', '/etc/hosts', 'ftp://x/a.png', 'http:/etc/hosts'):
+        with pytest.raises(PictureError, match='data:image'):
+            checked({'id': 'a', 'prompt': 'Hi', 'images': bad}, allow_urls=True)
+
+
 def test_the_message_about_a_data_url_does_not_hold_it():
     with pytest.raises(VlmError) as caught:
         from_data_url('data:image/png;base64,' + 'A' * 100_000 + '?')
@@ -142,9 +164,19 @@ def test_the_message_about_a_data_url_does_not_hold_it():
 # -- about pictures; the first here, because there can be only one node ---------------------------
 
 
-def test_requests_about_pictures(robot, start):
+@pytest.fixture
+def web():
+    """Give the address of a server that has the bundled picture."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(SAMPLE.parent))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_requests_about_pictures(robot, start, web):
     """The newest of the camera, one of their own, or none; the first may still have to come."""
-    start(feed_type=1)
+    start(feed_type=1, allow_urls=True)
     robot.clear()
     camera = robot.camera()
     robot.request({'id': 'waits', 'prompt': QUESTION})
@@ -154,6 +186,10 @@ def test_requests_about_pictures(robot, start):
     own = robot.reply_to('own')
     assert (own['error'], own['pictures']) == ('', [])
     assert 'dog' in own['text']
+    robot.request({'id': 'web', 'prompt': QUESTION, 'images': [f'{web}/{SAMPLE.name}']})
+    assert robot.reply_to('web')['text'] == own['text']
+    robot.request({'id': 'lost', 'prompt': QUESTION, 'images': [f'{web}/lost.png']})
+    assert 'the server answers 404' in robot.reply_to('lost')['error']
     assert robot.reply_to('gives up')['finish_reason'] == 'timeout'
     robot.request({'cancel': 'stopped'})
     assert robot.reply_to('stopped')['finish_reason'] == 'cancelled'
@@ -254,6 +290,15 @@ def test_requests_go_on_beside_prompts(heard):
     assert (reply['finish_reason'], reply['error']) == ('cancelled', '')
     assert reply['completion_tokens'] > 0
     heard.wait('its pieces', lambda: pieces(heard, 'long') == reply['text'])
+
+
+def test_an_answer_that_is_cut_before_it_has_its_form(heard):
+    form = {'json_schema': {'enum': ['a long answer', 'a longer answer']}, 'n_predict': 3}
+    heard.request({'id': 'cut', 'prompt': 'Hello', **form})
+    reply = heard.reply_to('cut')
+    assert (reply['finish_reason'], reply['completion_tokens']) == ('length', 3)
+    assert 'does not follow json_schema: raise n_predict' in reply['error']
+    heard.wait('its pieces', lambda: pieces(heard, 'cut') == reply['text'] != '')
 
 
 def test_a_timeout(heard):

@@ -85,8 +85,9 @@ def test_which_addresses_are_local(host, local):
 
 
 @pytest.fixture
-def web(sample):
+def web(sample, monkeypatch):
     """Give the address of a server with the picture, and with some that misbehave."""
+    monkeypatch.setenv('no_proxy', '*')
     data = Path(sample).read_bytes()
 
     class Handler(BaseHTTPRequestHandler):
@@ -119,7 +120,7 @@ def test_pictures_of_the_web(demo, http, web, picture):
             for name in ('sample.png', 'away.png'):
                 body = {'messages': asked(f'{web}/{name}')}
                 assert client.post(CHAT, json=body).json()['choices'] == expected
-            for name in ('to_file.png', 'missing.png'):
+            for name in ('to_file.png', 'missing.png'):  # fetched by the model, in bounds
                 answer = client.post(CHAT, json={'messages': asked(f'{web}/{name}')})
                 assert answer.status_code == 400 and 'cannot be fetched' in answer.text
             closed = client.post(CHAT, json={'messages': asked('http://127.0.0.1:9/x.png')})

@@ -180,6 +180,13 @@ def test_stop_seed_and_bounds_are_followed(client, picture):
     ask = {'model': 'demo', 'messages': asked(picture)}
     short = client.chat.completions.create(**ask, max_completion_tokens=3)
     assert short.choices[0].finish_reason == 'length' and short.usage.completion_tokens == 3
+    cut = {**ask, 'max_tokens': 2, 'extra_body': {'grammar': 'root ::= "a" [a-z] [a-z] [a-z] "."'}}
+    part = client.chat.completions.create(**cut)  # what a form cuts off is no error to OpenAI
+    assert part.choices[0].finish_reason == 'length' and part.choices[0].message.content
+    pieces = list(client.chat.completions.create(**cut, stream=True))
+    assert [p.choices[0].finish_reason for p in pieces if p.choices][-1] == 'length'
+    text = ''.join(p.choices[0].delta.content or '' for p in pieces if p.choices)
+    assert text == part.choices[0].message.content
     stopped = client.chat.completions.create(**ask, stop=[' dog', ' cat'])
     assert stopped.choices[0].message.content == 'There is a'
     assert stopped.choices[0].finish_reason == 'stop'

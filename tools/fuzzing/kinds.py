@@ -21,7 +21,13 @@ DEMO = ROOT / 'hobot_vlm' / 'demo'
 
 
 class Kind:
-    """One kind of input."""
+    """
+    One kind of input.
+
+    ``together`` is how many cases run in one process, one after the other.
+    """
+
+    together = 1
 
     def prepare(self, folder: Path) -> None:
         """Make what all cases share, and import what they need."""

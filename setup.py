@@ -59,6 +59,8 @@ setup(
             'ros-kilted-std-msgs',
             'ros-kilted-std-srvs',
         ],
+        # a model on another machine; Ubuntu 22.04 has 0.22
+        'remote': ['httpx>=0.22'],
         # `vlm serve` and the node's `serve`; also as Ubuntu 22.04 and later ship them
         'serve': ['prometheus-client>=0.9', 'starlette>=0.13', 'uvicorn>=0.15'],
         'test': [

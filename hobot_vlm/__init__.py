@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # typing itself would be an import
         PictureError,
         PromptError,
         PromptTooLong,
+        RemoteError,
         StateError,
         VlmError,
     )
@@ -47,6 +48,7 @@ __all__ = [
     'PromptError',
     'PromptTooLong',
     'Progress',
+    'RemoteError',
     'Reply',
     'StateError',
     'Status',

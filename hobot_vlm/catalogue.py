@@ -16,22 +16,15 @@ from functools import cache
 import os
 from pathlib import Path
 import re
-import reprlib
+import shlex
 from typing import Any
 
 from . import hub
-from .config import Config, FAMILIES, FAMILY_NUMBERS
+from .catalogue_file import ANY, Entry, FAMILIES, File, read, Variant
+from .config import Config
 from .errors import ConfigError, DownloadError
 
 DEFAULT = 'demo'
-ANY = 'any'
-
-#: Bytes of a catalogue: a thousand entries.
-MOST_BYTES = 1 << 20
-
-#: Quotes what stands in a catalogue; aliases of aliases would make it endless.
-quote = reprlib.Repr()
-quote.maxlevel, quote.maxstring, quote.maxother = 2, 80, 80
 
 #: machine -> what it says of itself, in lower case
 BOARDS = {
@@ -47,47 +40,8 @@ BOARD_FILES = (
 
 
 @dataclass(frozen=True)
-class File:
-    """
-    One file of a model.
-
-    :param repo: ``owner/name`` on the hub; empty for a file on this machine
-    :param path: in the repository, where ``*`` stands for any characters, or on this machine
-    """
-
-    repo: str
-    path: str
-
-    def __str__(self) -> str:
-        return f'{self.repo}:{self.path}' if self.repo else self.path
-
-    def local(self) -> Path | None:
-        """Give the whole file, or the first part of a whole split, if it is on this machine."""
-        if self.repo:
-            return hub.local(self.repo, self.path)
-        return Path(self.path) if hub.whole(Path(self.path)) else None
-
-
-@dataclass(frozen=True)
-class Variant:
-    """The files of a model for one kind of machine."""
-
-    encoder: File | None
-    decoder: File
-    options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Model:
+class Model(Entry):
     """An entry of the catalogue."""
-
-    name: str
-    title: str
-    family: str
-    languages: tuple[str, ...]
-    size_mb: float
-    variants: Mapping[str, Variant]
-    source: Path
 
     def variant(self, board: str = '') -> Variant:
         """
@@ -215,7 +169,7 @@ def _by_encoder(encoder: Path) -> tuple[Model, Variant]:
 
 
 def _options(model: Model, variant: Variant) -> dict[str, Any]:
-    family = {'model_type': FAMILY_NUMBERS[model.family]} if model.family else {}
+    family = {'model_type': FAMILIES[model.family]} if model.family else {}
     return {**family, **variant.options}
 
 
@@ -223,6 +177,8 @@ def _obtain(model: Model, file: File, may_download: bool) -> Path:
     path = file.local()
     if path is not None:
         return path
+    if model.checkpoint and not file.repo:
+        raise DownloadError(_how_to_make(model))
     if not file.repo:
         raise DownloadError(
             f'the model {model.name} needs the file {file.path}, which is not '
@@ -237,7 +193,32 @@ def _obtain(model: Model, file: File, may_download: bool) -> Path:
     return hub.fetch(file.repo, file.path)
 
 
-# -- reading the catalogue --------------------------------------------------------------------
+def _how_to_make(model: Model) -> str:
+    """Say how both files of a model are made from its checkpoint, with tools of llama.cpp."""
+    variant = model.variant()
+    assert variant.encoder is not None
+    encoder, decoder = (shlex.quote(file.path) for file in (variant.encoder, variant.decoder))
+    name, quant = model.name, Path(variant.decoder.path).stem.partition('-')[2]
+    convert = f'python convert_hf_to_gguf.py {name}'
+    lines = [
+        f'hf download {model.checkpoint} --local-dir {name}',
+        f'mkdir -p {Path(decoder).parent}',
+        f'{convert} --mmproj --outtype q8_0 --outfile {encoder}'
+        if encoder.endswith('.gguf')
+        else f'python tools/export_encoder.py --bits 8 {name} {encoder}',
+        f'{convert} --outtype q8_0 --outfile {decoder}'
+        if quant == 'Q8_0'
+        else f'{convert} --outtype bf16 --outfile {name}.gguf '
+        f'&& llama-quantize {name}.gguf {decoder} {quant}',
+    ]
+    return (
+        f'the model {name} is not published as files that run here; make them once from its '
+        'checkpoint, with tools/export_encoder.py of hobot_vlm and convert_hf_to_gguf.py and '
+        f'llama-quantize of llama.cpp (docs/models.md): {" && ".join(lines)}'
+    )
+
+
+# -- the catalogue ----------------------------------------------------------------------------
 
 
 def user_file() -> Path:
@@ -253,120 +234,13 @@ def load() -> dict[str, Model]:
     :raises ConfigError: a file that cannot be understood
     """
     own = user_file()
-    return {**_bundled(), **(_read(own) if os.path.exists(own) else {})}
+    return {**bundled(), **(read(own, Model) if os.path.exists(own) else {})}
 
 
 @cache
-def _bundled() -> dict[str, Model]:
-    return _read(Path(__file__).with_name('catalogue.yaml'))
-
-
-def _read(path: Path) -> dict[str, Model]:
-    import yaml
-
-    try:
-        with path.open(encoding='utf-8') as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise ValueError(f'it is larger than {MOST_BYTES >> 20} MB')
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
-        why = ' '.join(str(exc).split())[:300]
-        raise ConfigError(f'{path}: cannot be read: {why}') from exc
-    body = _mapping(path, 'the file', content or {}, ('models',))
-    entries = _mapping(path, 'models', body.get('models') or {})
-    return {str(name): _model(path, str(name), entry) for name, entry in entries.items()}
-
-
-def _model(path: Path, name: str, entry: Any) -> Model:
-    entry = _mapping(path, name, entry, ('title', 'family', 'languages', 'size_mb', 'variants'))
-    family, languages, size = (
-        entry.get('family', ''),
-        entry.get('languages', []),
-        entry.get('size_mb', 0),
-    )
-    if family not in ('', *FAMILIES):
-        raise ConfigError(
-            f'{path}: {name}: family is {quote.repr(family)}: expected {" or ".join(FAMILIES)}'
-        )
-    if not isinstance(languages, list) or not all(isinstance(x, str) for x in languages):
-        raise ConfigError(
-            f'{path}: {name}: languages is {quote.repr(languages)}: expected a list, as in '
-            '[en, zh]'
-        )
-    if isinstance(size, bool) or not isinstance(size, (int, float)) or size < 0:
-        raise ConfigError(
-            f'{path}: {name}: size_mb is {quote.repr(size)}: expected a number of megabytes'
-        )
-    variants = _mapping(path, f'{name}: variants', entry.get('variants'), (*BOARDS, ANY))
-    if not variants:
-        raise ConfigError(
-            f'{path}: {name}: variants is empty: expected files for at least one of '
-            f'{", ".join((*BOARDS, ANY))}'
-        )
-    return Model(
-        name,
-        str(entry.get('title', name)),
-        family,
-        tuple(languages),
-        size,
-        {kind: _variant(path, f'{name}: {kind}', v) for kind, v in variants.items()},
-        path,
-    )
-
-
-def _variant(path: Path, where: str, entry: Any) -> Variant:
-    entry = _mapping(path, where, entry, ('encoder', 'decoder', 'options'))
-    files: dict[str, File | None] = {'encoder': None, 'decoder': None}
-    for role in files:
-        value = entry.get(role)
-        if value is None and role == 'encoder':
-            continue
-        if not isinstance(value, str) or not value:
-            raise ConfigError(
-                f'{path}: {where}: {role} is {quote.repr(value)}: expected OWNER/NAME:FILE or '
-                'the path of a file'
-            )
-        files[role] = _file(path, where, value)
-    options = _mapping(path, f'{where}: options', entry.get('options') or {})
-    for name, value in options.items():
-        if not isinstance(value, (str, int, float)):
-            raise ConfigError(
-                f'{path}: {where}: options: {quote.repr(name)} is {quote.repr(value)}: expected '
-                'text, a number, true or false'
-            )
-    try:
-        Config.from_flat(options)
-    except ConfigError as exc:
-        raise ConfigError(f'{path}: {where}: options: {str(exc)[:300]}') from exc
-    assert files['decoder'] is not None
-    return Variant(files['encoder'], files['decoder'], options)
-
-
-def _file(path: Path, where: str, value: str) -> File:
-    repo, colon, name = value.partition(':')
-    if not colon:
-        return File('', str(path.parent / os.path.expanduser(value)))
-    parts = name.split('/')
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo) or '..' in parts or not all(parts):
-        raise ConfigError(
-            f'{path}: {where}: {quote.repr(value)} is no file on the hub: expected OWNER/NAME:FILE'
-        )
-    return File(repo, name)
-
-
-def _mapping(path: Path, where: str, value: Any, known: tuple[str, ...] = ()) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f'{path}: {where} is {quote.repr(value)}: expected names with values')
-    for name in value if known else ():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            raise ConfigError(
-                f'{path}: {where}: there is no {quote.repr(name)}'
-                f'{f"; did you mean {near[0]}?" if near else ""} Expected '
-                f'{", ".join(known)}'
-            )
-    return value
+def bundled() -> dict[str, Model]:
+    """Read the catalogue that comes with this package."""
+    return read(Path(__file__).with_name('catalogue.yaml'), Model)
 
 
 # -- downloading ------------------------------------------------------------------------------
@@ -390,3 +264,34 @@ def download(name: str) -> Files:
     encoder, decoder = paths
     assert decoder is not None
     return Files(encoder, decoder, _options(model, variant))
+
+
+def remove(name: str) -> int:
+    """
+    Take the files of a model off this machine; those that another model here needs stay.
+
+    :return: how many bytes that frees
+    :raises ConfigError: no such model, or one whose files did not come from the hub
+    """
+    model = find(name)
+    variant = model.variant()
+    files = _files(variant)
+    if not any(file.repo for file in files):
+        raise ConfigError(
+            f'the files of the model {name} were not downloaded: '
+            f'{", ".join(file.path for file in files)}; delete them yourself if they are yours',
+            'model',
+        )
+    needed = set()
+    for other in load().values():
+        kinds = {machine(), ANY} & set(other.variants)
+        theirs = _files(other.variant()) if kinds and other.name != name else []
+        if all(file.local() for file in theirs):
+            needed |= set(theirs)
+    return sum(
+        hub.remove(file.repo, file.path) for file in files if file.repo and file not in needed
+    )
+
+
+def _files(variant: Variant) -> list[File]:
+    return [file for file in (variant.encoder, variant.decoder) if file]

@@ -43,7 +43,29 @@ class Config:
     """Options of the engine; all have defaults, and all are checked on construction."""
 
     model: str = option(
-        'demo', 'model of the catalogue (see `vlm models`); explicit file names win'
+        'demo',
+        'model of the catalogue (see `vlm models`), or the address of a server, as in '
+        'http://host:8000/v1; explicit file names win over the catalogue',
+    )
+    remote_model: str = option(
+        '', 'name of the model on the server of an address; empty: the first that it lists'
+    )
+    # the slowest first token that a person waits for; an 8B model behind a queue stays below it
+    remote_timeout: float = option(
+        20.0,
+        'seconds without a piece of the answer after which a server counts as silent',
+        0.1,
+        3600.0,
+    )
+    # three tiles of InternVL, and what a camera of 1080 lines has after that is 0.2 MB
+    remote_image_side: int = option(
+        1344, 'longest side of a picture that goes to a server, in pixels', 28, 8192
+    )
+    remote_jpeg_quality: int = option(
+        85, 'quality of the JPEG pictures that go to a server', 1, 95
+    )
+    fallback: str = option(
+        '', 'model of the catalogue that answers while the servers do not; empty: none'
     )
     model_file_name: str = option('', 'vision encoder: .onnx, .bin, .hbm or mmproj .gguf')
     llm_model_name: str = option('', 'language model: .gguf of llama.cpp')
@@ -88,7 +110,19 @@ class Config:
         1,
         16384,
     )
-    n_gpu_layers: int = option(0, 'layers of the language model on the GPU; -1: all', -1, 1000)
+    n_gpu_layers: int = option(
+        0, 'layers of the language model on the GPU, and an mmproj too; -1: all', -1, 1000
+    )
+    split_mode: str = option(
+        'layer',
+        'how several GPUs share the language model: by layers, by rows of its matrices, or none: '
+        'main_gpu has it all',
+        choices=('layer', 'row', 'none'),
+    )
+    main_gpu: int = option(
+        0, 'the GPU of split_mode none, and of what row cannot split; counted from 0', 0, 15
+    )
+    tensor_split: str = option('', 'share of each GPU, as in 3,1; empty: as each has free memory')
     llm_threads: int = option(0, 'threads of the language model; 0: one per core', 0, 512)
     encoder_threads: int = option(0, 'threads of a CPU encoder; 0: one per core', 0, 512)
     encoder_device: str = option(
@@ -151,6 +185,12 @@ class Config:
                     'between them, as in 0,1',
                     'bpu_cores',
                 )
+        self.gpu_shares()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the model is on another machine: ``model`` is an address."""
+        return '://' in self.model
 
     @classmethod
     def from_flat(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -207,6 +247,25 @@ class Config:
     def cores(self) -> tuple[int, ...]:
         """Give ``bpu_cores`` as numbers."""
         return tuple(int(part) for part in self.bpu_cores.split(',') if part.strip())
+
+    def gpu_shares(self) -> tuple[float, ...]:
+        """
+        Give ``tensor_split`` as numbers.
+
+        :raises ConfigError: it is none, or all are 0
+        """
+        parts = self.tensor_split.split(',') if self.tensor_split.strip() else []
+        try:
+            shares = tuple(float(part) for part in parts)
+        except ValueError:
+            shares = (-1.0,)
+        if not all(0 <= share <= 1e6 for share in shares) or (shares and not any(shares)):
+            raise ConfigError(
+                f'tensor_split is {self.tensor_split[:80]!r}: expected a number for each GPU with '
+                'commas between them, as in 3,1',
+                'tensor_split',
+            )
+        return shares
 
 
 #: options that the node may change while it runs

@@ -14,6 +14,7 @@ VlmError
 ├── GrammarError       a grammar, schema or option of an answer that cannot be used
 ├── AnswerCut          an answer that ended before it had the form that was asked for
 └── InferenceError     the encoder or llama.cpp failed on good input
+    └── RemoteError    a server is away, refuses, breaks off, or cannot be understood
 
 A message names the thing, says what was expected, and how to mend it.
 """
@@ -109,3 +110,7 @@ class AnswerCut(VlmError):
 
 class InferenceError(VlmError):
     """The encoder or llama.cpp failed on good input."""
+
+
+class RemoteError(InferenceError):
+    """A server is away, refuses, breaks off its answer, or cannot be understood."""

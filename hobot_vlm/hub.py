@@ -10,7 +10,9 @@ takes. Knows nothing of catalogues and models.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -79,6 +81,29 @@ def all_intact(path: Path) -> bool:
         part.resolve().unlink()
         part.unlink(missing_ok=True)
     return not damaged
+
+
+def remove(repo: str, pattern: str) -> int:
+    """
+    Take a file of a repository out of the cache, of a split all parts; what has half arrived too.
+
+    :return: how many bytes that frees
+    """
+    path, folder = local(repo, pattern), _cache(repo)
+    freed = 0
+    for part in parts(path) if path else []:
+        blob, size = part.resolve(), part.stat().st_size
+        part.unlink()
+        links = (folder / 'snapshots').glob('*/**/*')  # of other revisions of the repository
+        if not any(link.is_symlink() and link.resolve() == blob for link in links):
+            freed += size
+            blob.unlink(missing_ok=True)
+    for partial in (folder / 'blobs').glob('*.incomplete'):
+        with partial.open('rb') as data, suppress(BlockingIOError):  # somebody is fetching it
+            fcntl.flock(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            freed += partial.stat().st_size
+            partial.unlink()
+    return freed
 
 
 def _intact(path: Path) -> bool:

@@ -20,9 +20,9 @@ from .errors import ConfigError, ModelMismatch
 from .families import detect, Family, family
 from .families.mtmd import Libmtmd
 from .families.pairing import check_pair, for_libmtmd, projector_of
-from .llama.backend import offloads
 from .llama.context import Context
 from .llama.gguf import parts, read_gguf
+from .llama.gpu import Sharing
 from .llama.model import Model
 from .llama.probe import check_loads
 from .prompt.template import CHATML, ChatTemplate, PLAIN
@@ -87,14 +87,11 @@ def load(config: Config) -> Parts:
             flash_attention=config.flash_attention,
         )
         # 2. language
-        if config.n_gpu_layers and not offloads():
-            logger.warning(
-                'n_gpu_layers is %d and has no effect: this llama-cpp-python is for the CPU. '
-                'For CUDA: CMAKE_ARGS=-DGGML_CUDA=on pip install --no-cache-dir --force-reinstall '
-                'llama-cpp-python; -DGGML_VULKAN=on and -DGGML_METAL=on for others',
-                config.n_gpu_layers,
-            )
-        model = Model(parts(files.decoder)[0], n_gpu_layers=config.n_gpu_layers, mmap=config.mmap)
+        gpus = Sharing(
+            config.n_gpu_layers, config.split_mode, config.main_gpu, config.gpu_shares()
+        )
+        gpus.check()
+        model = Model(parts(files.decoder)[0], gpus=gpus, mmap=config.mmap)
         undo.callback(model.close)
         # 3. vision
         encoder, chosen = None, None
@@ -159,7 +156,11 @@ def open_vision(
     :param by_libmtmd: it cuts the pictures itself
     """
     options = EncoderOptions(
-        config.encoder_threads, config.bpu_priority, config.cores(), config.encoder_device
+        config.encoder_threads,
+        config.bpu_priority,
+        config.cores(),
+        config.encoder_device,
+        config.n_gpu_layers != 0,
     )
     if not by_libmtmd:
         encoder = open_encoder(path, options)

@@ -49,6 +49,11 @@ class AskOptions(RequestOptions, total=False):
 class LoadOptions(RequestOptions, total=False):
     """What ``VLM.load`` takes."""
 
+    remote_model: str
+    remote_timeout: float
+    remote_image_side: int
+    remote_jpeg_quality: int
+    fallback: str
     model_file_name: str | Path
     llm_model_name: str | Path
     model_type: int
@@ -56,6 +61,9 @@ class LoadOptions(RequestOptions, total=False):
     n_ctx: int
     n_batch: int
     n_gpu_layers: int
+    split_mode: str
+    main_gpu: int
+    tensor_split: str
     llm_threads: int
     encoder_threads: int
     encoder_device: str

@@ -46,6 +46,37 @@ class Made:
     thinking: bool
 
 
+def config_of(config: Config, request: Request, system_prompt: str = '') -> Config:
+    """
+    Give the configuration of a request to any model.
+
+    :param config: of the model
+    :param system_prompt: of its conversation
+    :raises ConfigError: an option that a request cannot have
+    :raises PictureError: some pictures have labels, and others none
+    """
+    options = dict(request.options)
+    for name in options:
+        if name not in PER_REQUEST:
+            if name not in OPTIONS:
+                raise unknown_option(name, {*PER_REQUEST, *(f.name for f in fields(Request))})
+            raise ConfigError(
+                f'{name} cannot differ from question to question; expected one '
+                f'of {", ".join(PER_REQUEST)}',
+                name,
+            )
+    if system_prompt:
+        options.setdefault('system_prompt', system_prompt)
+    made = replace(config, **options)
+    if made.thinking and 'temperature' not in options and made.temperature == 0:
+        made = replace(made, temperature=THINKING_TEMPERATURE)
+    if len(request.labels) not in (0, len(request.sources)):
+        raise PictureError(
+            f'{len(request.labels)} labels for {len(request.sources)} pictures: give one each'
+        )
+    return made
+
+
 class PromptMaker:
     """Makes the prompts of one model; safe from any thread."""
 
@@ -68,26 +99,8 @@ class PromptMaker:
         :param system_prompt: of its conversation
         :raises ConfigError: an option that a request, or this model, cannot have
         """
-        options = dict(request.options)
-        for name in options:
-            if name not in PER_REQUEST:
-                if name not in OPTIONS:
-                    raise unknown_option(name, {*PER_REQUEST, *(f.name for f in fields(Request))})
-                raise ConfigError(
-                    f'{name} cannot differ from question to question; expected one '
-                    f'of {", ".join(PER_REQUEST)}',
-                    name,
-                )
-        if system_prompt:
-            options.setdefault('system_prompt', system_prompt)
-        config = replace(self._parts.config, **options)
+        config = config_of(self._parts.config, request, system_prompt)
         loader.check_request(config, self._parts.family, find=request.find)
-        if config.thinking and 'temperature' not in options and config.temperature == 0:
-            config = replace(config, temperature=THINKING_TEMPERATURE)
-        if len(request.labels) not in (0, len(request.sources)):
-            raise PictureError(
-                f'{len(request.labels)} labels for {len(request.sources)} pictures: give one each'
-            )
         return config
 
     def question(

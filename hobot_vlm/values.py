@@ -249,6 +249,8 @@ class Reply:
     :param points: places in it that the answer names
     :param logprobs: one entry per token, where they were asked for
     :param choices: choice -> its share, where there was something to choose; all add up to 1
+    :param model: which model answered, where ``model`` is an address: NAME@ADDRESS, or the name
+        of the fallback
     """
 
     text: str
@@ -263,6 +265,7 @@ class Reply:
     logprobs: tuple[TokenLogprob, ...] = ()
     choices: dict[str, float] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
+    model: str = ''
 
     def __str__(self) -> str:
         return self.text
@@ -280,9 +283,9 @@ class Reply:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the fields by name, for JSON; of the last five only those that hold something."""
+        """Give the fields by name, for JSON; of the last six only those that hold something."""
         fields = asdict(self)
-        for name in ('thinking', 'boxes', 'logprobs', 'choices', 'points'):
+        for name in ('thinking', 'boxes', 'logprobs', 'choices', 'points', 'model'):
             if not fields[name]:
                 del fields[name]
         return fields

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as List
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from . import catalogue, choosing, conversation_file, loader, many
-from .catalogue import find, machine, Model, user_file
+from .catalogue import find, machine, Model, remove, user_file
 from .config import Config
 from .conversation import Conversation
 from .encoders.runtimes import available as runtimes
 from .engine.engine import Engine
 from .engine.image_encoder import ImageEncoder, ImageJob
-from .engine.request import Request
+from .engine.request import make_request, Request
 from .engine.sequence import Sequence
 from .engine.stream import Stream
 from .errors import StateError, VlmError
@@ -46,13 +45,11 @@ __all__ = [
     'make_request',
     'Model',
     'read_image',
+    'remove',
     'runtimes',
     'user_file',
     'VLM',
 ]
-
-#: what ``stream`` takes besides options
-FIELDS = {f.name for f in fields(Request)} - {'prompt', 'images', 'options'}
 
 
 class VLM:
@@ -67,6 +64,14 @@ class VLM:
     All methods may be called from any thread, and any number of requests may be open: their
     answers are made side by side. A request runs whether or not its stream is read.
     """
+
+    def __new__(cls, config: Config) -> VLM:
+        """Choose what answers, as ``pathlib.Path`` does: a model here, or one elsewhere."""
+        if cls is VLM and config.is_remote:
+            from .remote import remote_class
+
+            return super().__new__(remote_class())
+        return super().__new__(cls)
 
     def __init__(self, config: Config):
         """
@@ -148,6 +153,10 @@ class VLM:
             *(waiting, running, images.encoding, images.hits, images.misses),
             encoding_s=images.seconds_left,
         )
+
+    def troubles(self) -> list[str]:
+        """Say what keeps the model from answering; nothing where it is on this machine."""
+        return []
 
     def tokenize(self, text: str) -> list[int]:
         """Give the tokens of plain text, in which nothing is a control token."""
@@ -390,9 +399,3 @@ class VLM:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:
-    """Make a request of keyword arguments: fields of ``Request``, and options."""
-    known = {name: more.pop(name) for name in FIELDS & set(more)}
-    return Request(prompt, images, **known, options=more)

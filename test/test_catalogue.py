@@ -8,6 +8,7 @@ from hobot_vlm import catalogue
 from hobot_vlm.catalogue import Files, resolve
 from hobot_vlm.config import Config
 from hobot_vlm.errors import ConfigError, DownloadError
+from hobot_vlm.families.internvl import OnPhi3
 from hypothesis import given, HealthCheck, settings
 from hypothesis import strategies as st
 import pytest
@@ -138,28 +139,130 @@ def test_a_name_stands_for_the_files_of_the_machine(
     assert files.options == {**(SMOLVLM if name.startswith('smol') else INTERNVL), **one_tile}
 
 
+SIZES = {
+    'internvl2': '1b 2b 4b 8b 26b',
+    'internvl2.5': '1b 2b 4b 8b 26b',
+    'internvl3': '1b 2b 8b 9b 14b',
+    'internvl3.5': '1b 2b 4b 8b 14b 20b-a4b 30b-a3b',
+    'smolvlm': '256m 500m 2.2b',
+    'smolvlm2': '256m 500m 2.2b',
+    'qwen3-vl': '4b',
+    'gemma-3': '4b',
+    'minicpm-v': '4',
+    'lfm2-vl': '1.6b',
+}
+
+
 def test_every_entry_can_be_used():
     models = catalogue.load()
-    assert set(models) == {
-        'demo',
-        'internvl2.5-1b',
-        'internvl3-1b',
-        'internvl3-2b',
-        'internvl3-8b',
-        'internvl3.5-1b',
-        'internvl3.5-2b',
-        'smolvlm2-256m',
-        'smolvlm2-500m',
-    }
+    named = {f'{series}-{size}' for series, sizes in SIZES.items() for size in sizes.split()}
+    assert set(models) == {'demo', *named}
     kinds = {'rdkx5': '.bin', 'rdks100': '.hbm', 'any': ('.gguf', '.onnx')}
     for model in models.values():
-        assert model.title and model.family and model.languages and model.size_mb
+        assert model.title and model.family and model.languages and model.license
+        assert 0 < model.size_mb < 24e3 - 900  # fits 24 GB, as it is there
         assert model.variant('any')  # every one runs on a PC
         for board, variant in model.variants.items():
+            files = (variant.encoder, variant.decoder)
+            assert all(bool(file.repo) != bool(model.checkpoint) for file in files) or (
+                model.name == 'demo'
+            )
             assert variant.encoder.path.endswith(kinds[board])
             assert variant.decoder.path.endswith('.gguf')
             assert Config.from_flat(variant.options)
             assert board == 'any' or variant.options['max_tiles'] == 1
+
+
+@pytest.mark.parametrize(
+    ('name', 'steps'),
+    [
+        (
+            'internvl2-4b',
+            [
+                'hf download OpenGVLab/InternVL2-4B --local-dir internvl2-4b',
+                'export_encoder.py --bits 8 internvl2-4b',
+                'convert_hf_to_gguf.py internvl2-4b --outtype q8_0',
+            ],
+        ),
+        (
+            'internvl2.5-26b',
+            [
+                'hf download OpenGVLab/InternVL2_5-26B',
+                'convert_hf_to_gguf.py internvl2.5-26b --mmproj',
+                'llama-quantize internvl2.5-26b.gguf',
+                'decoder-Q4_K_M.gguf Q4_K_M',
+            ],
+        ),
+    ],
+)
+def test_a_model_that_is_only_a_checkpoint_says_how_it_is_made(
+    on, monkeypatch, tmp_path, name, steps
+):
+    on('any')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setattr(catalogue, 'bundled', catalogue.bundled.__wrapped__)
+    with pytest.raises(DownloadError) as caught:
+        resolve(Config(model=name, auto_download=True))
+    text = str(caught.value)
+    for step in steps:
+        assert step in text
+    # made, it is there
+    variant = catalogue.find(name).variant()
+    for file in (variant.encoder, variant.decoder):
+        assert file.path in text and file.path.startswith(str(tmp_path))
+        Path(file.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(file.path).touch()
+    assert resolve(Config(model=name)).decoder == Path(variant.decoder.path)
+
+
+# -- removing ---------------------------------------------------------------------------------
+
+TWO = """
+models:
+  one: {variants: {any: {encoder: 'o/r:e.onnx', decoder: 'o/r:d.gguf'}}}
+  two: {variants: {any: {encoder: 'o/r:f.onnx', decoder: 'o/r:d.gguf'}}}
+"""
+
+
+def test_a_removed_model_leaves_what_others_need(on, home, tmp_path):
+    on('any')
+    own(home, TWO)
+    paths = cached(tmp_path, 'o/r', 'e.onnx', 'f.onnx', 'd.gguf')
+    blobs = [path.resolve() for path in paths]
+    assert catalogue.remove('one') == len('e.onnx')
+    assert [path.exists() for path in (*paths, *blobs)] == [False, True, True] * 2
+    assert catalogue.remove('one') == 0
+    half = tmp_path / 'hub' / 'models--o--r' / 'blobs' / 'x.incomplete'
+    half.write_bytes(b'12345')
+    assert catalogue.remove('two') == len('f.onnx') + len('d.gguf') + 5
+    assert not any(path.exists() for path in (*paths, *blobs, half))
+
+
+def test_content_that_another_revision_has_stays(on, home, tmp_path):
+    on('any')
+    own(home, TWO)
+    paths = cached(tmp_path, 'o/r', 'e.onnx', 'd.gguf')
+    other = tmp_path / 'hub' / 'models--o--r' / 'snapshots' / ('f' * 40) / 'old' / 'd.gguf'
+    other.parent.mkdir(parents=True)
+    other.symlink_to(paths[1].resolve())
+    assert catalogue.remove('one') == len('e.onnx')
+    assert other.read_bytes() == b'd.gguf' and not paths[1].exists()
+
+
+@pytest.mark.parametrize('name', ['demo', 'mine'])
+def test_files_that_were_not_downloaded_are_not_removed(home, name):
+    (home / 'd.gguf').touch()
+    own(home, 'models: {mine: {variants: {any: {decoder: d.gguf}}}}')
+    with pytest.raises(ConfigError, match='were not downloaded.*d.*gguf'):
+        catalogue.remove(name)
+    assert (home / 'd.gguf').exists()
+
+
+@pytest.mark.parametrize('size', ['1b', '2b', '8b', '26b'])
+def test_internvl2_has_the_system_prompt_of_its_makers(size):
+    options = catalogue.find(f'internvl2-{size}').variant('any').options
+    # as for InternVL2-4B, whose vocabulary tells
+    assert options['system_prompt'] == OnPhi3.system_text
 
 
 def test_the_demo_model_is_bundled():
@@ -347,7 +450,8 @@ def test_an_empty_catalogue_adds_nothing(home, text):
             'models: {m: {variants: {any: {decoder: d, options: {tiles: 9}}}}}',
             "m: any: options: there is no option 'tiles'",
         ),
-        ('models: {m: {family: llava}}', "m: family is 'llava': expected internvl or smolvlm"),
+        ('models: {m: {family: llava}}', "m: family is 'llava': expected internvl or smolvlm or"),
+        ('models: {m: {checkpoint: x}}', "m: checkpoint is 'x': expected OWNER/NAME"),
         ('models: {m: {languages: en}}', "m: languages is 'en': expected a list"),
         ('models: {m: {size_mb: big}}', "m: size_mb is 'big': expected a number"),
     ],

@@ -31,6 +31,7 @@ PAIRS = (
     ('docs/models.md', 'docs/models_cn.md'),
     ('docs/many_at_once.md', 'docs/many_at_once_cn.md'),
     ('docs/rdk.md', 'docs/rdk_cn.md'),
+    ('docs/remote.md', 'docs/remote_cn.md'),
     ('docs/serving.md', 'docs/serving_cn.md'),
     ('docs/coming_from_hobot_llamacpp.md', 'docs/coming_from_hobot_llamacpp_cn.md'),
 )
@@ -122,11 +123,20 @@ def test_no_figure_is_missing(name):
     assert not [row for row in rows if '…' in row]
 
 
-@pytest.mark.parametrize('name', READMES)
+@pytest.mark.parametrize('name', ['models.md', 'models_cn.md'])
 def test_the_models_of_the_catalogue_are_listed(name):
+    spec = spec_from_file_location('model_table', ROOT / 'tools' / 'make_model_table.py')
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / 'docs' / name).read_text(encoding='utf-8')
+    assert module.with_table(text, name) == text, 'run python tools/make_model_table.py'
+
+
+@pytest.mark.parametrize('name', READMES)
+def test_the_models_that_are_named_exist(name):
     text = prose((ROOT / name).read_text(encoding='utf-8'))
     listed = set(re.findall(r'`((?:internvl|smolvlm)[\w.]*-\w+)`', text))
-    assert listed == set(catalogue._bundled()) - {'demo'}
+    assert listed and listed <= set(catalogue.bundled())
 
 
 # -- links ------------------------------------------------------------------------------------
@@ -280,13 +290,13 @@ def test_the_reply_is_described_and_its_example_is_one():
     }
     image = ImageInfo('/image', Stamp(1, 2), 'camera', 0.5, 640, 360)
     found = {'boxes': (Box('dog', 1.5, 2, 3, 4),), 'points': (Point('dog', 1.5, 2),)}
-    reply = Reply('!', thinking='...', choices={'!': 1.0}, **found)
+    reply = Reply('!', thinking='...', choices={'!': 1.0}, model='m', **found)
     real = json.loads(Outcome(Prompt('?', Stamp(1, 2), id='1'), reply, (image,)).as_json())
     names = set(real) | set(real['timings'])
     names = names.union(*(real[name][0] for name in ('pictures', 'boxes', 'points')))
     assert described == names
     (example,) = map(json.loads, blocks(text, 'json'))
-    for name in ('thinking', 'boxes', 'points', 'choices', 'id'):
+    for name in ('thinking', 'boxes', 'points', 'choices', 'id', 'model'):
         del real[name]
     assert shape(example) == shape(real)
 

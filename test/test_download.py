@@ -314,13 +314,15 @@ def test_two_at_once_fetch_once(env, server):
 def test_models_lists_what_is_here(env):
     before = vlm(env, 'models').stdout
     assert [line.split() for line in before.splitlines() if line.startswith('small ')] == [
-        ['small', '-', 'en', 'fits', 'a', 'model', 'of', 'this', 'test']
+        ['small', 'fits', '-', '-', 'en', '-', '-', 'a', 'model', 'of', 'this', 'test']
     ]
     vlm(env, 'download', 'small')
     after = vlm(env, 'models').stdout
     assert [line.split()[:5] for line in after.splitlines() if line.startswith('small ')] == [
-        ['small', '26', 'MB', 'en', 'here']
+        ['small', 'here', '26', 'MB', '0.9']
     ]
+    assert vlm(env, 'models', '--remove', 'small').stdout == 'freed 26 MB\n'
+    assert vlm(env, 'models').stdout == before and not cache(env)
 
 
 PARTS = {f'parts/big-0000{i}-of-00003.gguf': bytes([i]) * 5000 for i in (1, 2, 3)}

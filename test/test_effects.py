@@ -16,6 +16,8 @@ from hobot_vlm import (
     VLM,
 )
 from hobot_vlm.config import Config
+from hobot_vlm.llama import gpu
+from llama_cpp import llama_cpp
 from pictures import picture
 import pytest
 
@@ -36,7 +38,9 @@ SHOWN_BY = {
     **dict.fromkeys(('bpu_cores', 'lora_scale', 'bpu_priority'), 'elsewhere'),
     **dict.fromkeys(('n_ctx', 'n_batch', 'cache_type', 'flash_attention'), 'context'),
     **dict.fromkeys(('llm_threads', 'encoder_threads', 'mmap', 'warm_up'), 'runtime'),
-    'n_gpu_layers': 'gpu',
+    **dict.fromkeys(('n_gpu_layers', 'split_mode', 'main_gpu', 'tensor_split'), 'gpu'),
+    **dict.fromkeys(('remote_model', 'remote_timeout', 'remote_image_side'), 'elsewhere'),
+    **dict.fromkeys(('remote_jpeg_quality', 'fallback'), 'elsewhere'),
 }
 
 
@@ -131,11 +135,16 @@ def test_a_model_is_fetched_only_where_that_is_allowed(monkeypatch):
 
 
 def test_elsewhere():
-    """Shown by tests with the parts that they need: an adapter, and a board's runtime."""
+    """Shown by tests with what they need: an adapter, a board's runtime, a server."""
     for name, file, word in (
         ('lora_scale', 'llama/test_lora.py', 'lora_scale'),
         ('bpu_cores', 'encoders/test_bpu.py', 'bpu_cores'),
         ('bpu_priority', 'encoders/test_bpu.py', 'priority'),
+        ('remote_model', 'remote/test_remote.py', 'remote_model'),
+        ('remote_timeout', 'remote/test_odd_servers.py', 'remote_timeout=timeout'),
+        ('remote_image_side', 'remote/test_remote.py', 'remote_image_side=500'),
+        ('remote_jpeg_quality', 'remote/test_remote.py', 'remote_jpeg_quality=50'),
+        ('fallback', 'remote/test_engines.py', "fallback='demo'"),
     ):
         assert word in (MODELS.parent / file).read_text(encoding='utf-8'), name
 
@@ -189,10 +198,64 @@ def test_runtime(caplog):
         assert vlm.ask(QUESTION, SHOWN).text == expected and seen
 
 
-def test_gpu(caplog):
-    with caplog.at_level(logging.WARNING, 'hobot_vlm'), load(n_gpu_layers=99) as vlm:
-        assert vlm.ask(QUESTION, n_predict=1).completion_tokens
-    from llama_cpp import llama_cpp
+@pytest.mark.parametrize(
+    'options', [{}, {'split_mode': 'none'}, {'main_gpu': 1}, {'tensor_split': '3,1'}], ids=str
+)
+def test_gpu(caplog, options):
+    """Where there is a GPU the layers go there; elsewhere it is said why they do not, and how."""
+    with caplog.at_level(logging.WARNING, 'hobot_vlm'):
+        if llama_cpp.llama_supports_gpu_offload():
+            if len(gpu.devices()) < 2 and options and 'split_mode' not in options:
+                with pytest.raises(ConfigError, match='this machine has'):
+                    load(n_gpu_layers=99, **options)
+                return
+            load(n_gpu_layers=99, **options).close()
+            assert 'no effect' not in caplog.text
+            return
+        with load(n_gpu_layers=99, **options) as vlm:
+            assert vlm.ask(QUESTION, n_predict=1).completion_tokens
+        (line,) = caplog.messages
+        assert 'n_gpu_layers is 99' in line and all(name in line for name in options)
+        assert all(word in line for word in ('no effect', 'CUDA', 'Jetson', 'VULKAN', 'METAL'))
+        if options:
+            caplog.clear()
+            load(**options).close()
+            (line,) = caplog.messages
+            assert all(name in line for name in options) and 'n_gpu_layers is 0' in line
 
-    warned = 'n_gpu_layers is 99 and has no effect' in caplog.text
-    assert warned != bool(llama_cpp.llama_supports_gpu_offload())
+
+def test_the_gpus_that_are_named_must_be_there():
+    two = ['NVIDIA A', 'NVIDIA B']
+    gpu.check_devices(gpu.Sharing(-1, 'none', 1, (3.0, 1.0)), two)
+    with pytest.raises(ConfigError, match='main_gpu is 2, .*has 2: NVIDIA A, NVIDIA B'):
+        gpu.check_devices(gpu.Sharing(-1, 'none', 2), two)
+    with pytest.raises(ConfigError, match='tensor_split has 3 shares.*has 2'):
+        gpu.check_devices(gpu.Sharing(-1, shares=(1.0, 1.0, 1.0)), two)
+    for wrong in ('x', '1,,2', '-1,2', '0,0', '1;2', 'nan'):
+        with pytest.raises(ConfigError, match='tensor_split is .*as in 3,1'):
+            Config(tensor_split=wrong)
+
+
+def test_llama_cpp_is_given_what_was_chosen():
+    params = llama_cpp.llama_model_default_params()
+    kept = gpu.Sharing(7, 'row', 1, (3.0, 1.0)).apply(params)
+    assert (params.n_gpu_layers, params.main_gpu) == (7, 1)
+    assert params.split_mode == llama_cpp.LLAMA_SPLIT_MODE_ROW
+    assert params.tensor_split[:3] == [3.0, 1.0, 0.0] and len(kept) >= 2
+
+
+def test_an_mmproj_is_on_the_gpu_where_the_model_is(monkeypatch):
+    from llama_cpp import mtmd_cpp
+
+    used = []
+    init = mtmd_cpp.mtmd_init_from_file
+
+    def noting(path, model, params):
+        used.append(params.use_gpu)
+        return init(path, model, params)
+
+    monkeypatch.setattr(mtmd_cpp, 'mtmd_init_from_file', noting)
+    for layers in (0, -1):
+        encoder = str(MODELS / 'internvl' / 'mmproj.gguf')
+        load(model_file_name=encoder, encoder_device='libmtmd', n_gpu_layers=layers).close()
+    assert used == [False, True]

@@ -15,9 +15,12 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LAYERS = {
     **dict.fromkeys(('cli', 'server', 'ros', 'maix', '__main__'), 4),
     **dict.fromkeys(
-        ('vlm', 'conversation', 'conversation_file', 'many', 'choosing', 'option_types'), 3
+        ('vlm', 'conversation', 'conversation_file', 'many', 'choosing', 'option_types', 'remote'),
+        3,
     ),
-    **dict.fromkeys(('loader', 'engine', 'prompt_maker', 'catalogue', 'hub', 'transfer'), 2),
+    **dict.fromkeys(
+        ('loader', 'engine', 'prompt_maker', 'catalogue', 'catalogue_file', 'hub', 'transfer'), 2
+    ),
     **dict.fromkeys(('prompt', 'families', 'encoders', 'llama', 'image', 'demo'), 1),
     **dict.fromkeys(
         (

@@ -17,7 +17,13 @@ from hobot_vlm.ros import topics
 ROOT = Path(__file__).parents[1]
 
 CHINESE = {
-    'model': '模型目录中的名称（见 `vlm models`）；直接给出文件名时以文件名为准',
+    'model': '模型目录中的名称（见 `vlm models`），或服务器地址，如 http://host:8000/v1；'
+    '直接给出文件名时以文件名为准，而不用目录',
+    'remote_model': '地址所指服务器上的模型名称；留空则用其列出的第一个',
+    'remote_timeout': '服务器多少秒没有给出回答的任何片段就算无响应',
+    'remote_image_side': '发往服务器的图片的最长边（像素）',
+    'remote_jpeg_quality': '发往服务器的 JPEG 图片的质量',
+    'fallback': '服务器不回答时由目录中的哪个模型回答；留空则没有',
     'model_file_name': '视觉编码器：.onnx、.bin、.hbm 或 mmproj .gguf',
     'llm_model_name': '语言模型：llama.cpp 的 .gguf 文件',
     'model_type': f'模型系列：{"，".join(family_words(" 为 "))}，-1 根据文件自动判断',
@@ -30,7 +36,10 @@ CHINESE = {
     'n_ctx': 'KV 缓存的单元数（上下文长度）',
     'n_predict': '一次回答最多生成的 token 数',
     'n_batch': '读取提示词时一次最多解码的 token 数；在 GPU 上更大更快',
-    'n_gpu_layers': '放到 GPU 上的语言模型层数；-1 表示全部',
+    'n_gpu_layers': '放到 GPU 上的语言模型层数，不为 0 时 mmproj 也在 GPU 上；-1 表示全部',
+    'split_mode': '多个 GPU 如何分担语言模型：按层，按矩阵的行，或 none：全在 main_gpu 上',
+    'main_gpu': 'split_mode 为 none 时用的 GPU，row 时存放不能拆分的部分；从 0 数起',
+    'tensor_split': '每个 GPU 的份额，如 3,1；留空则按各自的空闲显存',
     'llm_threads': '语言模型的线程数；0 表示每核一个',
     'encoder_threads': 'CPU 编码器的线程数；0 表示每核一个',
     'encoder_device': '由谁运行视觉编码器：cpu、cpu-int8、openvino、libmtmd、bpu，或 ONNX Runtime '

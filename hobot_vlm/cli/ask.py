@@ -53,6 +53,12 @@ def add_asking(commands: Any, name: str, about: str, usage: str) -> argparse.Arg
         '--frames', type=int, default=8, metavar='N', help='frames of a video (default 8)'
     )
     command.add_argument(
+        '--start', type=float, default=0.0, metavar='S', help='seconds at which they begin'
+    )
+    command.add_argument(
+        '--end', type=float, metavar='S', help='seconds at which they end (default: with it)'
+    )
+    command.add_argument(
         '--stop', action='append', default=[], metavar='TEXT', help='end an answer there'
     )
     command.add_argument('--json', action='store_true', help='print one JSON object per answer')
@@ -166,7 +172,7 @@ class Pictures:
         """
         if args.frames < 1:
             raise ConfigError(f'--frames is {args.frames}: expected 1 or more')
-        self._frames: int = args.frames
+        self._part = args.frames, args.start, args.end
         self._shown: dict[str, Any] = {}
         self._camera: Camera | None = None
         if args.camera is not None:
@@ -197,7 +203,7 @@ class Pictures:
         images: list[Any] = []
         for path, video in zip(paths, videos, strict=True):
             if video:
-                images.append(Video(path, self._frames))
+                images.append(Video(path, *self._part))
             elif now:
                 from ..vlm import read_image
 
@@ -303,6 +309,8 @@ def note_end(reply: Reply, config: Config, as_json: bool) -> int:
     end = (
         f'cut off after {reply.completion_tokens} tokens; --n-predict allows more'
         if reply.completion_tokens >= config.n_predict
+        else 'cut off by the server'
+        if config.is_remote
         else f'cut off where the context of {config.n_ctx} is full; --n-ctx makes it larger'
     )
     if options.is_constrained(config):
@@ -321,5 +329,5 @@ def timings(reply: Reply) -> str:
         f'{reply.reused_tokens} reused), {reply.completion_tokens} answered, '
         f'{reply.finish_reason}; picture {t.preprocess_ms:.0f} + {t.encode_ms:.0f} ms, '
         f'prefill {t.prefill_ms:.0f} ms, first token after {t.ttft_ms:.0f} ms, '
-        f'{t.tokens_per_second:.1f} tokens/s'
+        f'{t.tokens_per_second:.1f} tokens/s' + (f', by {reply.model}' if reply.model else '')
     )

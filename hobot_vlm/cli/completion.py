@@ -87,7 +87,7 @@ def flags_of(command: argparse.ArgumentParser) -> list[str]:
 
 def _values(models: list[str]) -> dict[str, list[str]]:
     """Give what may stand behind a flag, where that is one of a few words."""
-    values = {'--model': models, '-m': models}
+    values = {'--model': models, '-m': models, '--remove': models}
     for item in fields(Config):
         words = [str(choice) for choice in item.metadata['choices'] if choice != '']
         if words:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import CHECKS, Finding, Machine
+from .servers import check_servers
 from ..errors import ConfigError
 
 #: exit status where something keeps a model from running
@@ -31,7 +32,7 @@ def add_parser(commands: Any) -> None:
         description='Say what this machine is and what would keep a model from running well on '
         'it, each with its cure. Nothing is changed.',
     )
-    parser.add_argument('-m', '--model', help='check this model alone, by name')
+    parser.add_argument('-m', '--model', help='check this model alone, by name or address')
     parser.add_argument('--json', action='store_true', help='print a JSON object')
     parser.add_argument(
         '--root', default='/', metavar='FOLDER', help='check the file system below this folder'
@@ -49,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     if not root.is_dir():
         raise ConfigError(f'--root {args.root}: expected a folder', 'root')
     machine = Machine(root, os.environ, args.model or '')
-    found = [finding for check in CHECKS for finding in check(machine)]
+    if '://' in machine.model:  # this machine only sends it pictures
+        found = check_servers(machine.model)
+    else:
+        found = [finding for check in CHECKS for finding in check(machine)]
     bad = [finding for finding in found if finding.status == 'bad']
     if args.json:
         report = {

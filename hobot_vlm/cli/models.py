@@ -1,5 +1,5 @@
 """
-``vlm models`` and ``vlm download``: which models there are, and what suits this machine.
+``vlm models`` and ``vlm download``: which models there are, fetching and removing them.
 
 Reaches the catalogue through ``vlm.py`` alone.
 """
@@ -28,9 +28,14 @@ SHARE = 0.6
 #: of a laptop that makes seven tokens a second.
 COMFORTABLE_MB = 1400
 
+#: in the order of what a narrow terminal should still show
+COLUMNS = ('NAME', 'STATE', 'SIZE', 'MEMORY', 'LANGUAGES', 'BPU OF', 'LICENCE', 'TITLE')
+
 STATES = {
     'here': 'on this machine',
+    'best': 'suits this machine best',
     'fits': '`vlm download NAME` fetches it',
+    'to make': 'is published as a checkpoint only; `vlm download NAME` says how to make its files',
     'too big': 'wants more memory than this machine has',
     'other board': 'has no files for this machine',
 }
@@ -40,6 +45,7 @@ def add_parser(commands: Any) -> None:
     """Add the commands to those of ``vlm``."""
     models = commands.add_parser('models', help='list the models that are known by name')
     models.add_argument('--json', action='store_true', help='print a JSON array')
+    models.add_argument('--remove', metavar='NAME', help="take a model's files off this machine")
     models.set_defaults(run=run_models)
     download = commands.add_parser('download', help='bring a model onto this machine')
     download.add_argument('name', metavar='NAME', help='as `vlm models` lists it')
@@ -49,29 +55,39 @@ def add_parser(commands: Any) -> None:
 
 
 def run_models(args: argparse.Namespace) -> int:
-    """List the models."""
-    from ..vlm import user_file, VLM
+    """List the models, or remove one."""
+    from ..vlm import remove, user_file, VLM
 
+    if args.remove is not None:
+        freed = remove(args.remove)
+        print(json.dumps({'freed_bytes': freed}) if args.json else f'freed {freed / 1e6:.0f} MB')
+        return 0
     rows = [describe(model) for model in VLM.models().values()]
     best = _best(rows)
     if args.json:
         rows = [{**row, 'recommended': row['name'] == best} for row in rows]
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return 0
-    table: list[tuple[str, ...]] = [('NAME', 'SIZE', 'LANGUAGES', 'STATE', 'TITLE')]
     for row in rows:
-        size = f'{row["size_mb"]:.0f} MB' if row['size_mb'] else '-'
-        languages = ' '.join(row['languages'])
-        table.append((row['name'], size, languages, row['state'], row['title']))
+        if row['name'] == best and row['state'] == 'fits':
+            row['state'] = 'best'
     width = columns() if sys.stdout.isatty() else 0
-    print('\n'.join(_fitted(table, width)))
-    seen = [state for state in STATES if any(row['state'] == state for row in rows)]
-    for state in seen:
-        say(f'{state}: {STATES[state]}')
+    print('\n'.join(_fitted([COLUMNS, *map(_cells, rows)], width)))
+    for state in STATES:
+        if any(row['state'] == state for row in rows):
+            say(f'{state}: {STATES[state]}')
     if best:
         say(f'For this machine with {memory_bytes()[0] / 1e9:.0f} GB: `vlm download {best}`')
     say(f'Your own models go into {user_file()}')
     return 0
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Write a model as the table shows it."""
+    size = f'{row["size_mb"]:.0f} MB' if row['size_mb'] else '-'
+    memory = f'{row["memory_mb"] / 1e3:.1f} GB' if row['size_mb'] else '-'
+    lists = (' '.join(row[name]) or '-' for name in ('languages', 'boards'))
+    return (row['name'], row['state'], size, memory, *lists, row['license'] or '-', row['title'])
 
 
 def _fitted(table: list[tuple[str, ...]], width: int) -> list[str]:
@@ -93,6 +109,10 @@ def describe(model: Model) -> dict[str, Any]:
         'family': model.family,
         'languages': model.languages,
         'size_mb': model.size_mb,
+        'memory_mb': _memory_mb(model.size_mb),
+        'license': model.license,
+        'boards': [board.removeprefix('rdk') for board in model.variants if board != 'any'],
+        'checkpoint': model.checkpoint or None,
         'state': 'other board',
         'runs_here': True,
         'for_board': False,
@@ -110,10 +130,17 @@ def describe(model: Model) -> dict[str, Any]:
     row |= {role: str(paths[role] or file) for role, file in wanted.items() if file}
     found = [path.stat().st_size for path in paths.values() if path]
     if len(found) == len(paths):
-        row |= {'local': True, 'size_mb': round(sum(found) / 1e6, 1)}
-    small = row['size_mb'] * 1e6 + BESIDES_FILES <= SHARE * memory_bytes()[0]
-    row['state'] = 'here' if row['local'] else 'fits' if small else 'too big'
+        size = round(sum(found) / 1e6, 1)
+        row |= {'local': True, 'size_mb': size, 'memory_mb': _memory_mb(size)}
+    small = row['memory_mb'] * 1e6 <= SHARE * memory_bytes()[0]
+    fitting = 'to make' if model.checkpoint else 'fits'
+    row['state'] = 'here' if row['local'] else fitting if small else 'too big'
     return row
+
+
+def _memory_mb(size_mb: float) -> float:
+    """Give the memory that a model takes while it runs, from the size of its files."""
+    return round(size_mb + BESIDES_FILES / 1e6, 1)
 
 
 def _best(rows: list[dict[str, Any]]) -> str:

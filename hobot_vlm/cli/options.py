@@ -20,6 +20,9 @@ GROUPS = {
         'model', 'model_file_name', 'llm_model_name', 'model_type', 'auto_download', 'lora',
         'lora_scale',
     ),
+    'model on another machine': (
+        'remote_model', 'remote_timeout', 'remote_image_side', 'remote_jpeg_quality', 'fallback',
+    ),
     'pictures': ('fit', 'max_tiles'),
     'answer': (
         'system_prompt', 'n_predict', 'temperature', 'top_k', 'top_p', 'min_p', 'repeat_penalty',

@@ -31,12 +31,14 @@ class EncoderOptions:
     :param bpu_priority: 0 (lowest) to 255
     :param bpu_cores: BPU cores to use; empty lets the runtime decide
     :param device: the runtime, see `runtimes`; auto: the fastest
+    :param gpu: whether libmtmd may use a GPU, where its build has one
     """
 
     threads: int = 0
     bpu_priority: int = 0
     bpu_cores: tuple[int, ...] = ()
     device: str = 'auto'
+    gpu: bool = False
 
 
 class Encoder(ABC):

@@ -75,6 +75,7 @@ class MmprojEncoder(VisionEncoder):
             params.print_timings = False
             params.warmup = False
             params.n_threads = options.threads or usable_cores()
+            params.use_gpu = options.gpu
             if self._positions:
                 params.cb_eval = self._positions.callback
             self._context = mtmd.mtmd_init_from_file(os.fsencode(self.path), vocabulary, params)
@@ -90,7 +91,7 @@ class MmprojEncoder(VisionEncoder):
                 grey = np.full((1, self.tile_size, self.tile_size, 3), 128, np.uint8)
                 self._encode_strip(grey, np.empty((1, self.tokens, self.n_embd), np.float32))
                 self._positions.learn()
-            self.elsewhere = offloads()  # then to the GPU, as libmtmd does by itself
+            self.elsewhere = options.gpu and offloads()
             self._on_close = stack.pop_all()
 
     def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:

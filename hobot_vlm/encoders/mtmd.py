@@ -60,7 +60,7 @@ class MtmdEncoder(PictureEncoder):
     ) -> None:
         self.path = Path(path)
         self.n_embd = model.n_embd
-        self.elsewhere = offloads()  # then to the GPU, as libmtmd does by itself
+        self.elsewhere = options.gpu and offloads()
         if projector in NEEDS_PROMPT:
             raise ModelMismatch(
                 f'{path} is of the projector type {projector}, whose embeddings depend on what '
@@ -74,6 +74,7 @@ class MtmdEncoder(PictureEncoder):
         params = mtmd.mtmd_context_params_default()
         params.print_timings = params.warmup = False
         params.n_threads = options.threads or usable_cores()
+        params.use_gpu = options.gpu
         self._context = mtmd.mtmd_init_from_file(os.fsencode(self.path), model.handle, params)
         if not self._context:
             raise self._refused(projector, model)

@@ -141,11 +141,9 @@ def _for_mmproj(path: Path, options: EncoderOptions) -> tuple[list[Candidate], d
             found.append(_openvino(path, blocks, options, cure))
         if not file.in_blocks():
             unfit['cpu-int8'] = 'its weights are not quantised'
-    found.append(
-        Candidate(
-            'libmtmd', 'libmtmd', _version('llama-cpp-python'), partial(_libmtmd, path, options)
-        )
-    )
+    # on the GPU it is another runtime, as far as speed goes
+    version = _version('llama-cpp-python') + (' gpu' if options.gpu else '')
+    found.append(Candidate('libmtmd', 'libmtmd', version, partial(_libmtmd, path, options)))
     return found, unfit
 
 

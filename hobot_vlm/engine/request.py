@@ -7,7 +7,7 @@ Knows nothing of how it is answered.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 import math
 from numbers import Integral, Real
 from typing import Any
@@ -163,6 +163,16 @@ class Request:
         if not good:
             value = repr(getattr(self, name))
             raise ConfigError(f'{name} is {value[:80]}: expected {expected}', name)
+
+
+#: what ``VLM.stream`` takes besides options
+FIELDS = {f.name for f in fields(Request)} - {'prompt', 'images', 'options'}
+
+
+def make_request(prompt: Any, images: Images = None, **more: Any) -> Request:
+    """Make a request of keyword arguments: fields of ``Request``, and options."""
+    known = {name: more.pop(name) for name in FIELDS & set(more)}
+    return Request(prompt, images, **known, options=more)
 
 
 def _are_spans(value: object) -> bool:

@@ -44,9 +44,17 @@ class Family(ABC):
     def knows(self, controls: Collection[str]) -> bool:
         """Say whether a vocabulary with these control tokens is one of the family's."""
 
+    def suited(self, controls: Collection[str]) -> Family:
+        """Give what is true of the family's models with this vocabulary; usually itself."""
+        return self
+
     @abstractmethod
     def spans(self, image: ImageEmbedding, controls: Collection[str]) -> list[Span]:
         """Give one picture with the marks around it, as it stands within a text."""
+
+    def combined(self, images: Sequence[ImageEmbedding], controls: Collection[str]) -> list[Part]:
+        """Give several pictures that stand in one place within a text."""
+        return [self.spans(image, controls) for image in images]
 
     @abstractmethod
     def parts(
@@ -120,7 +128,7 @@ def detect(controls: Collection[str], model_type: int, path: Path) -> Family:
     # SmolVLM's marks are its own, while InternVL's stand in other vocabularies too
     for candidate in reversed(wanted):
         if candidate.knows(controls):
-            return candidate
+            return candidate.suited(controls)
     looked = '; '.join(f'{f.name}: {f.marks}' for f in wanted)
     raise ModelMismatch(
         f'{path} is no language model of a known family. Looked for these control '

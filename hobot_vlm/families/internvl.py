@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from . import TileFamily
+from . import Family, TileFamily
 from ..image.resize import BICUBIC, cut, place
 from ..values import Control, ImageEmbedding, ImageTiles, Part, Pixels, Span, TileSpan
 
@@ -34,6 +34,22 @@ should be standalone and not reference the thinking section.
 """.strip()
 
 
+#: Layouts of the makers for decoders whose own templates know no system prompt, or reason first:
+#: phi3-chat of ``conversation.py`` and ``preprocess_internvl3_5_gpt_oss`` of their training code.
+#: Phi-3's tokenizer drops the newlines that the former has behind its marks.
+PHI3 = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    '{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}'
+)
+GPT_OSS = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}"
+    "{% if message['role'] == 'assistant' %}<|channel|>final{% endif %}<|message|>"
+    "{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+    '{% if add_generation_prompt %}<|start|>assistant<|channel|>final<|message|>{% endif %}'
+)
+
+
 class InternVL(TileFamily):
     """Tiles row by row, then the whole picture as a thumbnail if there is more than one tile."""
 
@@ -52,10 +68,20 @@ class InternVL(TileFamily):
     def knows(self, controls: Collection[str]) -> bool:
         return any(opening in controls and closing in controls for opening, closing in AROUND)
 
+    def suited(self, controls: Collection[str]) -> Family:
+        kinds = (OnPhi3, OnGptOss)
+        return next((kind() for kind in kinds if kind.turn_marks <= set(controls)), self)
+
     def spans(self, image: ImageEmbedding, controls: Collection[str]) -> list[Span]:
         opening, closing = next(pair for pair in AROUND if set(pair) <= set(controls))
         tiles = [TileSpan(image, index) for index in range(len(image.tiles))]
         return [Control(opening), *tiles, Control(closing)]
+
+    def combined(self, images: Sequence[ImageEmbedding], controls: Collection[str]) -> list[Part]:
+        """Put the tiles of all into one pair of marks."""
+        inner = [self.spans(image, controls) for image in images]
+        tiles = [span for spans in inner for span in spans[1:-1]]
+        return [[inner[0][0], *tiles, inner[0][-1]]]
 
     def parts(
         self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
@@ -79,6 +105,24 @@ class InternVL(TileFamily):
         return ImageTiles(
             cut(canvas, tile_size, overview), rows, columns, True, self.mean, self.std
         )
+
+
+class OnPhi3(InternVL):
+    """InternVL2-4B, whose language model is Phi-3."""
+
+    turn_marks = {'<|system|>', '<|user|>', '<|assistant|>', '<|end|>'}
+    template = PHI3
+    system_text = (
+        '你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, '
+        '是一个有用无害的人工智能助手。'
+    )
+
+
+class OnGptOss(InternVL):
+    """InternVL3.5-20B-A4B, whose language model is gpt-oss."""
+
+    turn_marks = {'<|start|>', '<|channel|>', '<|message|>', '<|return|>', '<|end|>'}
+    template = GPT_OSS
 
 
 def closest_grid(width: int, height: int, tile_size: int, most: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import unicodedata
 from llama_cpp import llama_cpp as lib
 
 from .backend import check_gguf, last_errors, start_backend
+from .gpu import ON_CPU, Sharing
 from ..errors import InferenceError, ModelFileError, ModelMismatch
 
 #: bits of llama_token_attr in llama.h
@@ -34,11 +35,12 @@ class Model:
     would find in plain text too; ``n_embd`` is the width of an embedding, ``n_vocab`` the number
     of tokens.
 
+    :param gpus: where its layers lie
     :param mmap: map the file instead of reading it
     :raises ModelFileError: missing, cut short or no language model
     """
 
-    def __init__(self, path: str | Path, *, n_gpu_layers: int = 0, mmap: bool = True):
+    def __init__(self, path: str | Path, *, gpus: Sharing = ON_CPU, mmap: bool = True):
         self.path = Path(path)
         self._on_close = ExitStack()
         self._lock = threading.Lock()  # nobody tokenises while the model is freed, or later
@@ -47,10 +49,11 @@ class Model:
         start_backend()
         last_errors.clear()
         params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        kept = gpus.apply(params)
         if not mmap:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         self.handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        del kept
         if not self.handle:
             why = '; '.join(last_errors) or 'llama.cpp gave no reason'
             raise ModelFileError(

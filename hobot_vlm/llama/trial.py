@@ -88,11 +88,12 @@ def _run_decoder(
     import numpy as np
 
     from .context import CACHE_TYPES, FLASH_ATTENTION
+    from .gpu import Sharing
     from .model import Model
 
     # 1. weights and vocabulary
     _begin('decoder')
-    model = Model(parts(path)[0], n_gpu_layers=int(n_gpu_layers))
+    model = Model(parts(path)[0], gpus=Sharing(int(n_gpu_layers)))
     model.chat_template()
     for token in range(model.n_vocab):
         model.piece(token)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
+from . import marks
 from .template import ChatTemplate
 from .tokens import Prompt, to_prompt
 from ..errors import PromptError, PromptTooLong
@@ -92,9 +94,17 @@ def with_images(
     images: Sequence[ImageEmbedding],
     labels: Sequence[str],
 ) -> Turn:
-    """Put pictures, videos and a question in the family's order."""
+    """
+    Put pictures, videos and a question in the family's order, or where the question has marks.
+
+    :raises PromptError: it has another number of them
+    """
     if family is None or not images:
         return Turn([question])
+    if isinstance(question, str):
+        placed = marks.place(family, controls, question, _items(images))
+        if placed is not None:
+            return Turn(placed, [part for part in placed if not isinstance(part, str)])
     pictures = [image for image in images if image.seconds is None or labels]
     parts = family.parts(pictures, labels, controls) if pictures else []
     frames = [image for image in images if image.seconds is not None and not labels]
@@ -102,6 +112,15 @@ def with_images(
         times = [frame.seconds or 0.0 for frame in video]
         parts += family.video(video, times, video[0].duration, controls)
     return Turn([*parts, question], parts)
+
+
+def _items(images: Sequence[ImageEmbedding]) -> list[list[ImageEmbedding]]:
+    """Give pictures, and the frames of each video together, in order."""
+    items: list[list[ImageEmbedding]] = []
+    for still, group in groupby(images, lambda image: image.seconds is None):
+        run = list(group)
+        items += [[image] for image in run] if still else _videos(run)
+    return items
 
 
 def _videos(frames: Sequence[ImageEmbedding]) -> list[list[ImageEmbedding]]:

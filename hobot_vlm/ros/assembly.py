@@ -331,9 +331,11 @@ class Assembly:
         """Say what became of a prompt; the local picture's first answer ends the process."""
         reply = outcome.reply
         if not outcome.error:
+            by = f', by {reply.model}' if reply.model else ''
             self._node.get_logger().info(
                 f'{reply.finish_reason}: {reply.completion_tokens} tokens, first after '
                 f'{reply.timings.ttft_ms:.0f} ms, {reply.timings.tokens_per_second:.1f} tokens/s'
+                f'{by}'
             )
         if self._config.feed_type == FEED_LOCAL:
             self._print('\n')
@@ -349,7 +351,7 @@ class Assembly:
 
     def troubles(self) -> list[str]:
         """Say what keeps an active node from answering."""
-        said = []
+        said = self.vlm.troubles()
         for subscription in self._subscriptions:
             publishers = self._node.get_publishers_info_by_topic(subscription.topic_name)
             others = {info.topic_type for info in publishers} - {topics.PROMPT.interface}

@@ -68,6 +68,7 @@ class Statistics:
             reply = self.last.reply
             values |= {f'last {name}': value for name, value in reply.as_dict()['timings'].items()}
             values |= {
+                **({'last model': reply.model} if reply.model else {}),
                 'last finish_reason': reply.finish_reason,
                 'last prompt_tokens': reply.prompt_tokens,
                 'last reused_tokens': reply.reused_tokens,

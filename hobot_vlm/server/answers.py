@@ -119,6 +119,11 @@ class Writer:
         self._readers = [ToolReader(asked.raw) for _ in range(asked.n)] if asked.toolbox else []
         self._called: set[int] = set()
 
+    def note(self, reply: Reply) -> None:
+        """Name the model that answered, where several might; not where it is."""
+        if reply.model:
+            self.model = reply.model.partition('@http')[0]
+
     def begin(self) -> list[Event]:
         """Give the events before the first piece."""
         return [self._chunk(i, {'role': 'assistant', 'content': ''}) for i in range(self.asked.n)]
@@ -146,6 +151,7 @@ class Writer:
         reason = finish_reason(reply)
         if reason == 'stop' and index in self._called:
             reason = 'tool_calls'
+        self.note(reply)
         event = self._chunk(index, {}, reason=reason)
         event['choices'][0] |= shares(reply)
         event['timings'] = timings(reply)
@@ -160,6 +166,7 @@ class Writer:
     def whole(self, replies: Sequence[Reply]) -> Event:
         """Give all answers as one object."""
         choices = [self._choice(index, reply) for index, reply in enumerate(replies)]
+        self.note(replies[0])
         return {
             **self._head(),
             'choices': choices,
@@ -258,6 +265,7 @@ class CompletionWriter(Writer):
 
     def end(self, index: int, reply: Reply) -> list[Event]:
         """Give the events at the end of one answer."""
+        self.note(reply)
         event = self._text(index, '', (), finish_reason(reply))
         event['choices'][0] |= shares(reply)
         return [{**event, 'timings': timings(reply)}]

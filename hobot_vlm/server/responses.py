@@ -71,6 +71,7 @@ class ResponseWriter(Writer):
 
     def end(self, index: int, reply: Reply) -> list[Event]:
         """Give the events at the end of the answer."""
+        self.note(reply)
         events = self._close(reply)
         if not self._items:  # an empty answer is a message still
             events += self._add('message', 'output_text', '') + self._close(reply)

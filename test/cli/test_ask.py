@@ -156,6 +156,10 @@ def test_a_video(run, sample, clip, demo):
     one = demo.ask('Describe the picture.', images=sample)
     reply = json.loads(run('ask', 'Describe the video.', '--json', '--frames', 4, clip)[1])
     assert reply['image_tokens'] == 4 * one.image_tokens and reply['text']
+    reply = json.loads(run('ask', 'Describe it.', '--json', '--end', '0.01', clip)[1])
+    assert reply['image_tokens'] == one.image_tokens  # the first frame alone
+    assert 'give an earlier start' in complaint(run('ask', 'What?', '--start', '99', clip))
+    assert 'a start before the end' in complaint(run('ask', '?', clip, '--start=2', '--end=1'))
 
 
 def test_videos_and_pictures_stay_in_order(run, sample, clip, monkeypatch):

@@ -96,9 +96,9 @@ def test_models_is_a_table(run):
     status, out, err = run('models')
     assert status == 0 and 'vlm download' in err and 'models.yaml' in err
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
-    assert rows['NAME'] == ['NAME', 'SIZE', 'LANGUAGES', 'STATE', 'TITLE']
-    assert rows['demo'][2:6] == ['MB', 'en', 'zh', 'here']
-    assert rows['internvl3-1b'][1:5] == ['1010', 'MB', 'en', 'zh']
+    assert rows['NAME'][:5] == ['NAME', 'STATE', 'SIZE', 'MEMORY', 'LANGUAGES']
+    assert rows['demo'][1:] == 'here 7 MB 0.9 GB en zh - apache-2.0'.split() + rows['demo'][10:]
+    assert rows['internvl3-1b'][2:11] == '1010 MB 1.9 GB en zh x5 s100 apache-2.0'.split()
 
 
 def test_models_fit_the_terminal(screen):
@@ -108,6 +108,7 @@ def test_models_fit_the_terminal(screen):
         assert max(map(len, lines)) <= columns
         assert [line.split()[0] for line in lines[:2]] == ['NAME', 'demo']
         assert any(line.endswith('…') for line in lines) is (columns == 60)
+        assert all(line.split()[1] != '…' for line in lines)  # the state is still there
         assert 'Your own models go into' in notes
 
 
@@ -123,6 +124,7 @@ def test_what_suits_this_machine_is_said(run, monkeypatch):
     assert 'too big: wants more memory' in notes and 'other board' not in notes
     rows, notes = listed(3e9)
     assert ' too big ' in rows['internvl3-1b'] and '`vlm download smolvlm2-500m`' in notes
+    assert ' best ' in rows['smolvlm2-500m'] and 'best: suits this machine best' in notes
     rows, notes = listed(1e9)
     assert ' here ' in rows['demo'] and 'For this machine' not in notes
 
@@ -144,6 +146,15 @@ def test_models_as_json(run):
     assert status == 0 and rows['demo']['local'] and Path(rows['demo']['decoder']).is_file()
     assert rows['smolvlm2-500m']['languages'] == ['en']
     assert not rows['smolvlm2-500m']['local']
+    made = rows['internvl2-4b']
+    assert made['checkpoint'] == 'OpenGVLab/InternVL2-4B' and made['license'] == 'mit'
+    assert made['memory_mb'] == made['size_mb'] + 900 and made['boards'] == []
+    assert rows['internvl3-1b']['boards'] == ['x5', 's100']
+
+
+def test_what_cannot_be_removed_is_said(run):
+    assert 'were not downloaded' in complaint(run('models', '--remove', 'demo'))
+    assert "no model 'nothing'" in complaint(run('models', '--remove', 'nothing'))
 
 
 def test_help_loads_nothing_heavy():

@@ -11,10 +11,10 @@ import pytest
 CASES = [
     (['vlm', 'a'], {'ask'}),
     (['vlm', 'ask', '--temp'], {'--temperature'}),
-    (['vlm', 'ask', '-m', 'smolvlm2-2'], {'smolvlm2-256m'}),
+    (['vlm', 'ask', '-m', 'smolvlm2-25'], {'smolvlm2-256m'}),
     (['vlm', 'chat', '--fit', 'c'], {'contain', 'cover'}),
     (['vlm', 'ask', '--no-m'], {'--no-mmap'}),
-    (['vlm', 'download', 'internvl3-'], {'internvl3-1b', 'internvl3-2b', 'internvl3-8b'}),
+    (['vlm', 'download', 'internvl3-1'], {'internvl3-1b', 'internvl3-14b'}),
     (['vlm', 'completion', 'f'], {'fish'}),
     (['vlm', 'ask', 'REA'], set()),  # left to files
 ]

@@ -49,7 +49,7 @@ def test_tab_completes_commands_flags_and_values(bash):
     terminal.type('eval "$(vlm completion bash)"\n')
     terminal.until('\r\n')
     terminal.until(PROMPT)
-    terminal.type('vlm as\t--temp\t0.5 -m smolvlm2-2\t')
+    terminal.type('vlm as\t--temp\t0.5 -m smolvlm2-25\t')
     terminal.until('vlm ask --temperature 0.5 -m smolvlm2-256m')
 
 
@@ -73,7 +73,7 @@ def test_help_and_hints_fit_the_terminal(bash):
     assert status == 0 and max(map(width_of, out.splitlines())) <= 60
     out, status = typed(terminal, 'vlm ask Hello --temprature 1')
     assert status == 2 and 'did you mean --temperature?' in ' '.join(out.split())
-    out, status = typed(terminal, 'vlm ask Hello -m smolvlm-256m')
+    out, status = typed(terminal, 'vlm ask Hello -m smolvlm2-265m')
     assert status == 2 and 'smolvlm2-256m' in out and 'Traceback' not in out
 
 

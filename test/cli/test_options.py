@@ -20,6 +20,8 @@ OTHER = {
     'cache_type': 'q8_0',
     'flash_attention': 'on',
     'bpu_cores': '0,1',
+    'tensor_split': '3,1',
+    'split_mode': 'row',
 }
 
 
@@ -97,7 +99,7 @@ def test_what_was_meant_is_said(run, words, hint):
     ('name', 'meant'),
     [
         ('smolvlm2-265m', 'smolvlm2-256m'),
-        ('smolvlm', 'smolvlm2-256m'),
+        ('smolvlm', 'smolvlm-256m'),
         ('SmolVLM2-500M', 'smolvlm2-500m'),
         ('internvl3', 'internvl3-1b'),
         ('InternVL3_5-2B', 'internvl3.5-2b'),

@@ -79,7 +79,7 @@ def _split(name: str) -> tuple[str, str]:
     return name, ''
 
 
-def _rotary_order(weight: Array, heads: int) -> Array:
+def rotary_order(weight: Array, heads: int) -> Array:
     """Interleave the two halves of each head: llama.cpp rotates neighbours in Llama models."""
     size = weight.shape[0] // heads
     halves = weight.reshape(heads, 2, size // 2, *weight.shape[1:])
@@ -99,7 +99,7 @@ def _decoder_tensors(
         _, number, part = module.split('.', 2)
         if config.model_type == 'llama' and part in ('self_attn.q_proj', 'self_attn.k_proj'):
             heads = config.num_attention_heads if 'q_proj' in part else config.num_key_value_heads
-            values = _rotary_order(values, heads)
+            values = rotary_order(values, heads)
         yield f'blk.{number}.{LAYER[part]}{suffix}', values
 
 

@@ -115,7 +115,7 @@ def vlm_case(
     )
     first = inputs.pop('input_ids')
     inputs.pop('attention_mask')
-    greedy, logits, margin = _greedy(
+    greedy, logits, margin = best_tokens(
         lambda ids: vlm.model(input_ids=ids, **inputs).logits[0, -1], first
     )
     if family == 'internvl':
@@ -182,7 +182,7 @@ def decoder_case(language: models.LanguageModel, seed: int) -> dict[str, npt.NDA
     def answer(ids: torch.Tensor) -> torch.Tensor:
         return language.model(inputs_embeds=torch.cat([start, table(ids[0])])[None]).logits[0, -1]
 
-    greedy, logits, margin = _greedy(answer, torch.tensor([after]))
+    greedy, logits, margin = best_tokens(answer, torch.tensor([after]))
     return {
         'before': np.array(before, np.int32),
         'embeddings': embeddings,
@@ -194,7 +194,7 @@ def decoder_case(language: models.LanguageModel, seed: int) -> dict[str, npt.NDA
 
 
 @torch.no_grad()
-def _greedy(model: Any, ids: torch.Tensor) -> tuple[list[int], npt.NDArray[np.float32], float]:
+def best_tokens(model: Any, ids: torch.Tensor) -> tuple[list[int], npt.NDArray[np.float32], float]:
     """
     Take the best token again and again.
 

@@ -102,7 +102,7 @@ class Vocabulary:
         )
 
 
-def _train(tokenizer: Tokenizer) -> Tokenizer:
+def train(tokenizer: Tokenizer) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=256 + MERGES,
         min_frequency=2,
@@ -122,7 +122,7 @@ def _smollm(control: tuple[str, ...], template: str, eos: str) -> Vocabulary:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-    _train(tokenizer)
+    train(tokenizer)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in control])
     return Vocabulary(
         tokenizer,
@@ -170,7 +170,7 @@ def internvl() -> Vocabulary:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    _train(tokenizer)
+    train(tokenizer)
     control = (
         '<|endoftext|>',
         '<|im_start|>',

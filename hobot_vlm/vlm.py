@@ -256,9 +256,7 @@ class VLM:
         state = conversation_file.read(path, self.identity, self.parts.model)
         n_ctx = self.parts.context.n_ctx
         if len(state.ids) > n_ctx:
-            raise StateError(
-                f'{path} holds {len(state.ids)} cells, and n_ctx is {n_ctx}: raise n_ctx'
-            )
+            raise StateError(f'{path} holds {len(state.ids)} cells: raise n_ctx ({n_ctx})')
         chat = Conversation(self, state.system_prompt, state.overflow, state.turns)
         if state.ids and not self.engine.call(
             lambda: self._cache.restore(chat, state.ids, state.positions, bytes(state.kv))

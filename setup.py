@@ -21,6 +21,8 @@ setup(
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', glob('launch/*.launch.py')),
         (f'share/{package_name}/config', glob('config/*')),
+        (f'share/{package_name}/examples', glob('examples/*.*')),
+        (f'share/{package_name}/examples/internvl', glob('examples/internvl/*.py')),
         # hobot_llamacpp's page copies it from there: cp -r .../lib/hobot_llamacpp/config/ .
         (f'lib/{package_name}/config', glob('config/*')),
     ],
@@ -28,6 +30,7 @@ setup(
     entry_points={
         'console_scripts': [
             'hobot_vlm = hobot_vlm.ros.main:main',
+            'encode = hobot_vlm.ros.main:encode',
             'play_images = hobot_vlm.ros.main:play_images',
             'vlm = hobot_vlm.cli.main:main',
         ]
@@ -73,6 +76,7 @@ setup(
             'openai',
             'playwright',  # drives Chromium, where that is installed
             'prometheus-client',
+            'py_trees',  # examples/tree.py
             'pydantic',  # a schema may be one of its classes
             'pytest',
             'pytest-timeout',

@@ -29,6 +29,7 @@ import numpy as np
 from report import frame, InsideLlama, Report, timed
 from scheduling import bench_scheduler, slow_down
 from schemas import bench_schemas
+from split import bench_split
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / 'build' / 'bench'
@@ -178,7 +179,7 @@ def bench_node(report: Report) -> None:
 
 def main() -> None:
     """Run all, or the sections named."""
-    sections = ('startup', 'pictures', 'demo', '0.5b', 'encoders', 'node')
+    sections = ('startup', 'pictures', 'demo', '0.5b', 'encoders', 'node', 'split')
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument(
         'sections', nargs='*', default=sections, help=f'some of {", ".join(sections)}'
@@ -220,6 +221,8 @@ def main() -> None:
         bench_first_token(report, big_files(args.weights)[1])
     if 'node' in args.sections:
         bench_node(report)
+    if 'split' in args.sections:
+        bench_split(report, *big_files(args.weights))
     if args.json:
         args.json.write_text(json.dumps(report.sections, indent=1))
     for line in report.missed:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # typing itself would be an import
     from typing import Any
 
     from .conversation import Conversation
+    from .encoded import EncodedImage
     from .engine.stream import Stream
     from .errors import (
         AnswerCut,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # typing itself would be an import
         VlmError,
     )
     from .values import Box, Progress, Reply, Status, TextChunk, Timings
+    from .vision import Vision
     from .vlm import VLM
 
 __version__ = '0.1.0'
@@ -40,6 +42,7 @@ __all__ = [
     'ConfigError',
     'Conversation',
     'DownloadError',
+    'EncodedImage',
     'GrammarError',
     'InferenceError',
     'ModelFileError',
@@ -56,6 +59,7 @@ __all__ = [
     'TextChunk',
     'Timings',
     'VLM',
+    'Vision',
     'VlmError',
 ]
 
@@ -63,6 +67,7 @@ __all__ = [
 _PLACES = {
     'Box': 'values',
     'Conversation': 'conversation',
+    'EncodedImage': 'encoded',
     'Progress': 'values',
     'Reply': 'values',
     'Status': 'values',
@@ -70,6 +75,7 @@ _PLACES = {
     'TextChunk': 'values',
     'Timings': 'values',
     'VLM': 'vlm',
+    'Vision': 'vision',
 }
 
 

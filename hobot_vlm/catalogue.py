@@ -21,7 +21,7 @@ from typing import Any
 
 from . import hub
 from .catalogue_file import ANY, Entry, File, read, Variant
-from .config import Config, FAMILY_NUMBERS
+from .config import Config, ELSEWHERE, FAMILY_NUMBERS
 from .errors import ConfigError, DownloadError
 
 DEFAULT = 'demo'
@@ -116,11 +116,11 @@ def resolve(config: Config) -> Files:
     else:
         model = find(config.model)
         variant = model.variant()
-    if encoder is None and variant.encoder is not None:
-        encoder = _obtain(model, variant.encoder, config.auto_download)
+    if encoder is None and variant.encoder is not None and config.encoder_device != ELSEWHERE:
+        encoder = obtain(model, variant.encoder, config.auto_download)
     if decoder is None:
-        decoder = _obtain(model, variant.decoder, config.auto_download)
-    return Files(encoder, decoder, _options(model, variant))
+        decoder = obtain(model, variant.decoder, config.auto_download)
+    return Files(encoder, decoder, options_of(model, variant))
 
 
 def find(name: str) -> Model:
@@ -168,12 +168,13 @@ def _by_encoder(encoder: Path) -> tuple[Model, Variant]:
     )
 
 
-def _options(model: Model, variant: Variant) -> dict[str, Any]:
+def options_of(model: Model, variant: Variant) -> dict[str, Any]:
+    """Give the options that a model has where the user set none."""
     family = {'model_type': FAMILY_NUMBERS[model.family]} if model.family else {}
     return {**family, **variant.options}
 
 
-def _obtain(model: Model, file: File, may_download: bool) -> Path:
+def obtain(model: Model, file: File, may_download: bool) -> Path:
     path = file.local()
     if path is not None:
         return path
@@ -260,10 +261,10 @@ def download(name: str) -> Files:
         path = file.local() if file else None
         if file and path and file.repo and not hub.all_intact(path):
             path = None  # what was damaged is gone
-        paths.append(path or (_obtain(model, file, True) if file else None))
+        paths.append(path or (obtain(model, file, True) if file else None))
     encoder, decoder = paths
     assert decoder is not None
-    return Files(encoder, decoder, _options(model, variant))
+    return Files(encoder, decoder, options_of(model, variant))
 
 
 def remove(name: str) -> int:

@@ -14,11 +14,16 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .encoded import DTYPES
 from .errors import ConfigError
 from .option import checked, option, unknown_option
 from .parameter_file import read_parameter_file
 
 FEED_LOCAL, FEED_TOPICS, FEED_TEXT = 0, 1, 2
+#: ``encoder_device`` of a model whose pictures come encoded
+ELSEWHERE = 'elsewhere'
+#: ``image_transport`` of pictures that come encoded
+EMBEDDING = 'embedding'
 
 #: model families in the order of ``model_type``: the name in the catalogue, and the class
 FAMILIES = {
@@ -128,7 +133,8 @@ class Config:
     encoder_device: str = option(
         'auto',
         'what runs the vision encoder: cpu, cpu-int8, openvino, libmtmd, bpu, or a provider of '
-        'ONNX Runtime such as cuda; auto: the fastest, measured at the first load of a file',
+        'ONNX Runtime such as cuda; auto: the fastest, measured at the first load of a file; '
+        'elsewhere: none here, pictures come encoded',
     )
     bpu_priority: int = option(0, 'scheduling priority of the BPU encoder', 0, 255)
     bpu_cores: str = option('', 'BPU cores of the encoder, as in 0 or 0,1; empty: any')
@@ -308,8 +314,17 @@ class NodeConfig(Config):
         '/image', 'topic of the pictures; several with , between them'
     )
     ros_string_sub_topic_name: str = option('/prompt_text', 'topic of the prompts')
+    frames: int = option(
+        1, 'newest pictures of each camera that a prompt is about; several: as a video', 1, 64
+    )
+    frame_period: float = option(
+        0.5, 'frames: least seconds from one of them to the next', 0.0, 60.0
+    )
     image_transport: str = option(
-        'auto', 'kind of image messages; auto: as published', choices=('auto', 'raw', 'compressed')
+        'auto',
+        'kind of image messages; auto: as published; embedding: encoded by '
+        '`ros2 run hobot_vlm encode`',
+        choices=('auto', 'raw', 'compressed', EMBEDDING),
     )
     image_qos: str = option(
         'auto',
@@ -345,6 +360,19 @@ class NodeConfig(Config):
         choices=('report', 'refuse'),
         live=True,
     )
+    watch: tuple[str, ...] = option(
+        (), 'standing questions about the pictures, each as "name: question"', live=True
+    )
+    watch_rate: float = option(
+        1.0, 'most times a second that the standing questions are asked', 0.01, 100.0, live=True
+    )
+    watch_hold: float = option(
+        1.0,
+        'seconds that an answer to one must hold before it is published',
+        0.0,
+        3600.0,
+        live=True,
+    )
     parser_mode: int = option(
         0,
         '0: text, 1: each prompt names a thing to find, or a task as in /point dog, and boxes and '
@@ -376,3 +404,35 @@ class NodeConfig(Config):
     def in_turns(self) -> bool:
         """Whether prompts are turns of one conversation."""
         return self.conversation or self.feed_type == FEED_TEXT
+
+
+@dataclass(frozen=True)
+class EncodeConfig(NodeConfig):
+    """Options of the encode node; it has those of ``NodeConfig`` that ``ENCODE_OPTIONS`` names."""
+
+    image_transport: str = option(
+        'auto', 'kind of image messages; auto: as published', choices=('auto', 'raw', 'compressed')
+    )
+    # at 256 x 896 two a second are 7 Mbit/s, which a busy Wi-Fi still carries
+    max_rate: float = option(
+        2.0, 'most pictures encoded per second; 0: as fast as they come', 0.0, 1000.0, live=True
+    )
+    skip_similar: bool = option(
+        False, 'skip pictures that look like the last one published; equal ones always', live=True
+    )
+    on_demand: bool = option(False, 'encode only when `~/encode` asks for it', live=True)
+    embedding_dtype: str = option(
+        DTYPES[0],
+        'number format on the way: float16 is nearer, bfloat16 has the range of float32',
+        choices=DTYPES,
+        live=True,
+    )
+
+
+#: what the encode node has of all these
+ENCODE_OPTIONS = (
+    *('model', 'model_file_name', 'model_type', 'auto_download', 'fit', 'max_tiles'),
+    *('keep_image_tokens', 'encoder_threads', 'encoder_device', 'bpu_priority', 'bpu_cores'),
+    *('is_shared_mem_sub', 'ros_img_sub_topic_name', 'image_transport', 'image_qos', 'max_rate'),
+    *('skip_similar', 'on_demand', 'embedding_dtype', 'autostart'),
+)

@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 
 from . import catalogue
-from .config import Config
+from .config import Config, ELSEWHERE
 from .encoders import Encoder, EncoderOptions, open_encoder, PictureEncoder
 from .errors import ConfigError, ModelMismatch
 from .families import detect, Family, family
@@ -57,7 +57,8 @@ def load(config: Config) -> Parts:
 
     1. Which files: those that are named, or those of the catalogue.
     2. The language model.
-    3. The vision encoder, and whether both belong together.
+    3. The vision encoder, and whether both belong together; or the family alone, where pictures
+       come encoded.
     4. The context that both are for, and the adapter.
     5. The chat template: the family's, or the file's own, or the plainest that fits.
 
@@ -75,6 +76,8 @@ def load(config: Config) -> Parts:
         warn_of_idle_options(config, files.encoder)
         unset = {f.name for f in fields(Config) if getattr(config, f.name) == f.default}
         config = replace(config, **{k: v for k, v in files.options.items() if k in unset})
+        if config.encoder_device == ELSEWHERE:
+            files = replace(files, encoder=None)
         by_libmtmd = for_libmtmd(files.encoder, config.model_type)
         check_loads(
             files.decoder,
@@ -95,6 +98,8 @@ def load(config: Config) -> Parts:
         undo.callback(model.close)
         # 3. vision
         encoder, chosen = None, None
+        if config.encoder_device == ELSEWHERE:
+            chosen = detect(model.controls, config.model_type, files.decoder)
         if files.encoder is not None:
             check_pair(model, files.encoder, config.model_type)
             encoder, chosen = open_vision(files.encoder, files.decoder, model, config, by_libmtmd)
@@ -130,7 +135,7 @@ def load(config: Config) -> Parts:
             trusted=bool(chosen and chosen.template),
         )
         check_request(config, chosen)
-        if encoder is not None and not placed:
+        if chosen is not None and not placed:
             context.mix()
         if config.warm_up:
             context.warm_up()

@@ -16,6 +16,8 @@ from pathlib import Path
 import reprlib
 from typing import Any
 
+import yaml
+
 from .errors import ConfigError
 
 quote = reprlib.Repr()  # a message is not to carry all that somebody gave
@@ -84,6 +86,8 @@ def checked(item: Field[Any], value: Any) -> Any:
         value = int(value)
     elif kind is str and isinstance(value, Path):
         value = str(value)
+    elif kind is tuple:
+        value = _texts(value)
     if type(value) is not kind:
         raise ConfigError(f'{name} is {quote.repr(value)}: expected {_kind_words(kind)}', name)
     if kind is str and '\0' in value:
@@ -96,6 +100,21 @@ def checked(item: Field[Any], value: Any) -> Any:
     low, high = meta['low'], meta['high']
     if low is not None and not low <= value <= high:
         raise ConfigError(f'{name} is {quote.repr(value)}: expected {low} to {high}', name)
+    return value
+
+
+def _texts(value: Any) -> Any:
+    """Give texts as a tuple; a text is one of them, or a list as YAML and JSON write it."""
+    if isinstance(value, str):
+        try:
+            read = yaml.safe_load(value) if value.lstrip().startswith('[') else [value]
+        except (yaml.YAMLError, RecursionError, ValueError):
+            return value
+        value = [text for text in read if text != '']
+    if isinstance(value, (list, tuple)) and all(
+        isinstance(text, str) and '\0' not in text for text in value
+    ):
+        return tuple(value)
     return value
 
 
@@ -115,7 +134,8 @@ def _schema_text(value: Any) -> Any:
 
 
 def _kind_words(kind: type) -> str:
-    return {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}[kind]
+    words = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
+    return {**words, tuple: 'a list of texts'}[kind]
 
 
 def default_of(item: Field[Any]) -> Any:

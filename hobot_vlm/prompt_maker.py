@@ -155,28 +155,39 @@ class PromptMaker:
         return Prompt(one.ids[:same], [item for item in one.tiles if item[0] < same])
 
     def conclude(
-        self, request: Request, tokens: Sequence[int], size: tuple[int, int] | None, reply: Reply
+        self,
+        request: Request,
+        tokens: Sequence[int],
+        images: Sequence[ImageEmbedding],
+        reply: Reply,
     ) -> Reply:
         """
         Give the reply to a request as its caller gets it.
 
         :param tokens: of the answer
-        :param size: (width, height) of the first picture in pixels
+        :param images: of the request
         """
         reply = self.remember(tokens, reply)
-        return self.with_places(request, size, reply) if size else reply
+        return self.with_places(request, images[0], reply) if images else reply
 
-    def with_places(self, request: Request, size: tuple[int, int], reply: Reply) -> Reply:
+    def with_places(self, request: Request, image: ImageEmbedding, reply: Reply) -> Reply:
         """
         Add the boxes and points of an answer, which are those in the first picture.
 
-        :param size: (width, height) of that picture in pixels
+        :param image: the first picture, which they are in
         """
         parts = self._parts
-        assert parts.family is not None and parts.encoder is not None
-        fit = request.options.get('fit') or parts.config.fit or parts.family.default_fit
+        assert parts.family is not None
+        if image.made_by is not None:
+            tile_size, fit = image.made_by
+        else:
+            assert parts.encoder is not None
+            tile_size = parts.encoder.tile_size
+            fit = request.options.get('fit') or parts.config.fit
         thing = boxes.task(str(request.prompt))[1] if request.find else ''
-        frame = grounding.Frame(*size, parts.encoder.tile_size or boxes.SCALE, fit)
+        frame = grounding.Frame(
+            *image.size, tile_size or boxes.SCALE, fit or parts.family.default_fit
+        )
         found, points = grounding.read(reply.text, thing, frame, request.find)
         return replace(reply, boxes=found, points=points)
 

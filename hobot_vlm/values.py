@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from html import escape
+from itertools import pairwise
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .errors import PictureError
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +96,8 @@ class ImageEmbedding:
     :param duration: of that video in seconds
     :param layout: tokens, and places in ``tiles``, in the order in which they are read, where the
         encoder has said so; empty: the family knows
+    :param made_by: (tile size in pixels, fit) of the encoder elsewhere that made it; None: it was
+        encoded here
     """
 
     tiles: tuple[Tile, ...]
@@ -103,6 +109,7 @@ class ImageEmbedding:
     seconds: float | None = None
     duration: float = 0.0
     layout: tuple[Tokens | int, ...] = ()
+    made_by: tuple[int, str] | None = None
 
     @property
     def tokens(self) -> int:
@@ -343,9 +350,38 @@ class Video:
     end: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """
+    Pictures of one camera in the order of time, which are shown as a video.
+
+    :param images: RGB uint8 (height, width, 3), or whatever else a picture may be given as
+    :param seconds: when each was taken, from the first: 0, and going on
+    """
+
+    images: Sequence[ImageSource]
+    seconds: Sequence[float]
+
+    def __post_init__(self) -> None:
+        times = list(self.seconds)
+        if not times or len(times) != len(self.images) or times[0] != 0:
+            raise PictureError(
+                f'a clip of {len(self.images)} pictures and {len(times)} times: expected as many '
+                'of both, at least one, and 0 as the first time'
+            )
+        if any(not one < other < math.inf for one, other in pairwise(times)):
+            raise PictureError('the times of a clip do not go on: give pictures in their order')
+
+    @property
+    def duration(self) -> float:
+        """Give its length in seconds; the last picture is shown as long as the one before it."""
+        return 2 * self.seconds[-1] - self.seconds[-2] if len(self.seconds) > 1 else 0.0
+
+
 #: RGB uint8 (height, width, 3)
 Pixels = npt.NDArray[np.uint8]
 
-#: What may be shown: a path, the bytes of an image file, or RGB uint8 (height, width, 3).
+#: What may be shown: a path, the bytes of an image file, RGB uint8 (height, width, 3), or an
+#: ``encoded.EncodedImage``.
 ImageSource = str | bytes | npt.NDArray[np.uint8] | Any
 Images = ImageSource | Sequence[ImageSource] | None

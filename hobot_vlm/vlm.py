@@ -13,10 +13,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from . import catalogue, choosing, conversation_file, loader, many
+from . import catalogue, choosing, conversation_file, loader, many, vision
 from .catalogue import find, machine, Model, remove, user_file
 from .config import Config
 from .conversation import Conversation
+from .encoded import EncodedImage
 from .encoders.runtimes import available as runtimes
 from .engine.engine import Engine
 from .engine.image_encoder import ImageEncoder, ImageJob
@@ -31,7 +32,7 @@ from .llama.kv_cache import KvCache
 from .llama.sampler import Sampler
 from .prompt.tokens import tokenize_plainly
 from .prompt_maker import PromptMaker
-from .values import Images, Reply, Status
+from .values import Images, ImageSource, Reply, Status
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,7 +84,7 @@ class VLM:
         # and lets all wait less eagerly once there are more than cores.
         with ThreadPoolExecutor(1, 'load') as pool:
             self.parts = pool.submit(loader.load, config).result()
-        self._images = ImageEncoder(self.parts.encoder, self.parts.family)
+        self._images = ImageEncoder(self.parts.encoder, self.parts.family, self.parts.model.n_embd)
         self.maker = PromptMaker(self.parts)
         self._cache = KvCache(self.parts.context)
         self.engine = Engine(self._cache)
@@ -147,12 +148,10 @@ class VLM:
 
     def status(self) -> Status:
         """Say what the model is doing."""
-        waiting, running = self.engine.counts
         images = self._images
-        return Status(
-            *(waiting, running, images.encoding, images.hits, images.misses),
-            encoding_s=images.seconds_left,
-        )
+        waiting, running = self.engine.counts
+        known = images.hits, images.misses
+        return Status(waiting, running, images.encoding, *known, images.seconds_left)
 
     def troubles(self) -> list[str]:
         """Say what keeps the model from answering; nothing where it is on this machine."""
@@ -230,10 +229,14 @@ class VLM:
         :param options: any of ``config.PER_REQUEST``
         :raises PictureError: a picture cannot be read
         """
-        job = self.start_images(make_request('.', images, **options))
-        for image in job.images.result():
-            for tile in image.tiles:
-                tile.encoded.result()
+        vision.wait(self.start_images(make_request('.', images, **options)))
+
+    def encode_image(self, picture: ImageSource, **options: Unpack[AskOptions]) -> EncodedImage:
+        """Encode a picture for the same model elsewhere, which takes the result as a picture."""
+        request = make_request('.', picture, **options)
+        return vision.encoded(
+            self.parts, self.start_images(request), self.maker.config_of(request)
+        )
 
     def conversation(self, system_prompt: str = '', overflow: str = 'drop_oldest') -> Conversation:
         """
@@ -305,8 +308,7 @@ class VLM:
             made = maker.question(request, config, images, earlier, drop)
             if conversation is not None:
                 sequence.remember = partial(conversation.remember, made.turns, conversation.era)
-            size = images[0].size if images else None
-            sequence.conclude = partial(maker.conclude, request, sequence.tokens, size)
+            sequence.conclude = partial(maker.conclude, request, sequence.tokens, images)
             sampler = Sampler(
                 self.parts.context, config, request.logit_bias, request.logprobs, made.thinking
             )

@@ -51,7 +51,8 @@ def test_an_option_says_what_it_is_and_takes_its_default(name):
     assert item.metadata['doc']
     assert getattr(NodeConfig.from_flat({name: item.default}), name) == item.default
     # as from a command line
-    assert getattr(NodeConfig.from_flat({name: str(item.default)}), name) == item.default
+    text = str(list(item.default) if isinstance(item.default, tuple) else item.default)
+    assert getattr(NodeConfig.from_flat({name: text}), name) == item.default
 
 
 @pytest.mark.parametrize(('name', 'low', 'high'), RANGES)

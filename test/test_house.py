@@ -15,7 +15,16 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LAYERS = {
     **dict.fromkeys(('cli', 'server', 'ros', 'maix', '__main__'), 4),
     **dict.fromkeys(
-        ('vlm', 'conversation', 'conversation_file', 'many', 'choosing', 'option_types', 'remote'),
+        (
+            'vlm',
+            'vision',
+            'conversation',
+            'conversation_file',
+            'many',
+            'choosing',
+            'option_types',
+            'remote',
+        ),
         3,
     ),
     **dict.fromkeys(
@@ -25,6 +34,7 @@ LAYERS = {
     **dict.fromkeys(
         (
             'values',
+            'encoded',
             'errors',
             'config',
             'option',
@@ -38,7 +48,10 @@ LAYERS = {
     ),
 }
 #: what front ends may import, besides themselves
-DOORS = {'vlm', 'config', 'option', 'option_types', 'errors', 'values', 'machine', '__init__'}
+DOORS = {'vlm', 'vision', 'config', 'option', 'option_types', 'errors', 'values', 'encoded'}
+DOORS |= {'machine', '__init__'}
+#: files of other front ends that serve what ``server`` reads and writes
+SERVED = ('serve.py', 'node.py', 'serving.py', 'llama_goals.py', 'llama_actions.py')
 FRONT_ENDS = {name for name, layer in LAYERS.items() if layer == 4}
 #: within the engine, from what runs a model to what is asked
 ENGINE = ('engine', 'scheduler', 'room', 'sequence', 'stream', 'request', 'detokenizer')
@@ -99,7 +112,7 @@ def test_front_ends_go_by_the_door(path):
         top = module[0] if module[0] in LAYERS else '__init__'
         if top == place(path) or path.name == '__main__.py':
             continue
-        served = path.name in ('serve.py', 'node.py', 'serving.py') and top == 'server'
+        served = path.name in SERVED and top == 'server'
         assert top in DOORS or served, f'{path} imports {".".join(module)}'
 
 

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / 'package.xml'
-COMMANDS = ('hobot_vlm', 'play_images', 'vlm')
+COMMANDS = ('encode', 'hobot_vlm', 'play_images', 'vlm')
 #: import name -> name in package.xml, where they differ
 ROSDEP = {
     'cv2': 'python3-opencv',
@@ -48,9 +48,9 @@ def test_ros_finds_the_package_and_its_executables(prefix):
     assert (prefix / 'share/ament_index/resource_index/packages/hobot_vlm').is_file()
     share = prefix / 'share/hobot_vlm'
     assert (share / 'package.xml').read_bytes() == MANIFEST.read_bytes()
-    for folder in ('launch', 'config'):
+    for folder in ('launch', 'config', 'examples', 'examples/internvl'):
         files = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
-        assert files and files == {path.name for path in (share / folder).iterdir()}
+        assert files and files == {path.name for path in (share / folder).glob('*.*')}
     places = {path.name for path in (prefix / 'lib/hobot_vlm').iterdir()}
     assert places == {*COMMANDS, 'config'}
     assert (prefix / 'lib/hobot_vlm/config/image2.jpg').is_file()

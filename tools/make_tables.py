@@ -43,7 +43,8 @@ CHINESE = {
     'llm_threads': '语言模型的线程数；0 表示每核一个',
     'encoder_threads': 'CPU 编码器的线程数；0 表示每核一个',
     'encoder_device': '由谁运行视觉编码器：cpu、cpu-int8、openvino、libmtmd、bpu，或 ONNX Runtime '
-    '的其他执行提供程序，如 cuda；auto：首次加载文件时测速，取最快的',
+    '的其他执行提供程序，如 cuda；auto：首次加载文件时测速，取最快的；'
+    'elsewhere：本机不编码，图片以编码后的形式传来',
     'bpu_priority': 'BPU 编码器的调度优先级',
     'bpu_cores': '编码器使用的 BPU 核，如 0 或 0,1；留空不限',
     'temperature': '回答的随机程度；0 表示总取最可能的 token',
@@ -74,13 +75,19 @@ CHINESE = {
     'result_pub_topic_name': '发布完整回答的话题',
     'ros_img_sub_topic_name': '图片的话题；多个话题用 , 分隔',
     'ros_string_sub_topic_name': '提示词的话题',
-    'image_transport': '图片消息的种类；auto 表示订阅实际发布的那一种',
+    'frames': '提示词所涉及的每台相机的最新图片数；多于一张时作为视频',
+    'frame_period': 'frames：相邻两张之间至少相隔多少秒',
+    'image_transport': '图片消息的种类；auto 表示订阅实际发布的那一种；embedding：由 '
+    '`ros2 run hobot_vlm encode` 编码',
     'image_qos': '订阅图片的可靠性；auto 跟随所有发布者所提供的',
     'trigger': '由什么引发回答：提示词，或每张图片配 user_prompt',
     'max_rate': 'trigger 为 image 时每秒最多回答几次；0 表示来多少答多少',
     'skip_similar': 'trigger 为 image 时跳过与上次回答过的相似的图片',
     'max_image_age': '图片超过多少秒就算太旧；0 表示不限',
     'old_images': '图片比 max_image_age 更旧时：回答并警告，或拒绝回答',
+    'watch': '关于画面的持续提问，每条写作 "名称: 问题"',
+    'watch_rate': '持续提问每秒最多问几次',
+    'watch_hold': '持续提问的答案要保持多少秒才发布',
     'parser_mode': '0 文本，1 每个提示词是要找的东西，或 /point dog 这样的任务，并发布其框和点',
     'conversation': '各个提问是同一对话中的各轮；feed_type 为 2 时总是如此',
     'overflow': '上下文已满时：丢弃对话中最早的几轮，或拒绝提问',
@@ -96,6 +103,8 @@ CHINESE = {
 CHINESE_TOPICS = {
     topics.IMAGE: '输入；图片，只保留最新一张',
     topics.COMPRESSED_IMAGE: '输入；相机发布这种消息时代替前者',
+    topics.EMBEDDINGS: '输入；设 `image_transport:=embedding` 时代替前者；由另一台机器'
+    '[编码的图片](machines_cn.md)',
     topics.HBM_IMAGE: '输入；设 `is_shared_mem_sub:=1` 时代替前者',
     topics.PROMPT: '输入；最多排队 1000 条提示词，依次回答',
     topics.REQUEST: '输入；[JSON](requests.md)：带 id 的提问，选项和图片自定，同时回答',
@@ -105,17 +114,23 @@ CHINESE_TOPICS = {
     topics.CHUNK: '输出；[JSON](requests.md)：对 request 的回答，逐段发布',
     topics.TARGETS: '输出；装有该包时发布，回答在 `targets[0].type` 里，各阶段耗时在 `perfs` 里',
     topics.DETECTIONS: '输出；设 `parser_mode:=1` 且装有该包时发布，找到的每个物体一个框',
+    topics.WATCH: '输出，保留最后一条；[持续提问](watch.md)的答案，变化时发布',
+    topics.WATCH_EVENTS: '输出；[JSON](watch.md)：每次变化及其概率、时间戳和 `frame_id`',
     topics.ANNOTATED: '输出，有订阅者时；画有方框、点和回答的图片',
     topics.ANNOTATED_COMPRESSED: '输出，有订阅者时；同上，JPEG 格式',
     topics.DIAGNOSTICS: '输出；每秒一次，状态和最近一次的耗时',
     topics.CANCEL: '服务；停止正在生成的回答',
+    topics.LLAMA_RESPONSE: '动作，装有该包时提供；与 [llama_ros](llama_ros.md) 相同',
+    topics.LLAMA_CHAT: '动作，同上；消息、图片和工具',
+    topics.LLAMA_METADATA: '服务，同上；模型的信息',
+    topics.LLAMA_TOKENIZE: '服务，同上；文本的 token',
     topics.RESET: '服务；忘掉之前的对话（`conversation:=true` 或 `feed_type:=2`）',
 }
 
 
 def shown(value: Any) -> str:
     """Write a value as a command line takes it."""
-    if value == '':
+    if value in ('', ()):
         return ''
     return f'`{str(value).lower() if isinstance(value, bool) else value}`'
 
@@ -129,6 +144,8 @@ def values_of(item: Field[Any], chinese: bool) -> str:
         return f'{meta["low"]:g} … {meta["high"]:.10g}'
     if isinstance(item.default, bool):
         return '`true`, `false`'
+    if isinstance(item.default, tuple):
+        return '文本列表' if chinese else 'texts'
     return '文本' if chinese else 'text'
 
 

@@ -20,8 +20,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 
+from .encoded_images import check_fits, NOT_ENCODED, to_embedding
 from .pieces import cut, hash_pixels
 from ..config import Config
+from ..encoded import EncodedImage
 from ..encoders import Encoder
 from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
@@ -29,7 +31,7 @@ from ..families import Family
 from ..futures import when_all
 from ..image.load import is_address, load_rgb
 from ..image.video import is_video, read_frames
-from ..values import ImageEmbedding, ImageSource, Pixels, Progress, Tile, Video
+from ..values import Clip, ImageEmbedding, ImageSource, Pixels, Progress, Tile, Video
 
 #: bytes of embeddings that are kept; the oldest pictures leave first. 128 MB are 140 tiles of
 #: InternVL3-1B, and a thirtieth of the memory of the smallest board that these models run on.
@@ -77,8 +79,9 @@ class _Task:
 class ImageEncoder:
     """The vision half of a model; all methods are safe from any thread."""
 
-    def __init__(self, encoder: Encoder | None, family: Family | None):
-        self._encoder, self._family = encoder, family
+    def __init__(self, encoder: Encoder | None, family: Family | None, n_embd: int = 0):
+        """:param n_embd: width of the embeddings of pictures that come encoded"""
+        self._encoder, self._family, self._n_embd = encoder, family, n_embd
         self.hits = self.misses = 0  # pictures that were known, and that were not
         self._lock = threading.RLock()  # guards all below
         self._images: OrderedDict[bytes, ImageEmbedding] = OrderedDict()
@@ -91,7 +94,7 @@ class ImageEncoder:
         self._preparers: ThreadPoolExecutor | None = None
         self._fetchers = ThreadPoolExecutor(FETCHERS, 'fetch')
         self._thread: threading.Thread | None = None  # while there are tiles to encode
-        if encoder is not None:
+        if family is not None:
             self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
 
     def submit(self, sources: Sequence[ImageSource], config: Config, priority: int) -> ImageJob:
@@ -173,6 +176,14 @@ class ImageEncoder:
             for source in sources:
                 if job.abandoned:
                     raise InferenceError('the request was cancelled')
+                if isinstance(source, EncodedImage):
+                    images.append(self._encoded(source, config))
+                    continue
+                if self._encoder is None:
+                    raise ModelMismatch(NOT_ENCODED)
+                if isinstance(source, Clip):
+                    images += self._prepare_clip(source, job, config, priority)
+                    continue
                 if isinstance(source, Video) or is_video(source):
                     images += self._prepare_video(source, job, config, priority)
                     continue
@@ -192,8 +203,7 @@ class ImageEncoder:
         and both wait for each other at every step: six times on two busy cores, together they
         took 1.2 to 3.9 times as long as each alone.
         """
-        assert self._encoder is not None
-        elsewhere = self._encoder.elsewhere
+        elsewhere = self._encoder is None or self._encoder.elsewhere
         tiles = [tile for image in images for tile in image.tiles]
         waits = [tile.encoded for tile in tiles if not (tile.tokens and elsewhere)]
 
@@ -215,7 +225,6 @@ class ImageEncoder:
     ) -> list[ImageEmbedding]:
         """Take frames from a video; each is one tile, as all families have it."""
         video = source if isinstance(source, Video) else Video(os.fsdecode(source))
-        one_tile = replace(config, max_tiles=1)
         frames = read_frames(
             video.path,
             video.frames,
@@ -225,12 +234,36 @@ class ImageEncoder:
         )
         return [
             replace(
-                self._prepare(frame.rgb, job, one_tile, priority),
+                self._prepare(frame.rgb, job, replace(config, max_tiles=1), priority),
                 seconds=frame.seconds,
                 duration=frame.duration,
             )
             for frame in frames
         ]
+
+    def _prepare_clip(
+        self, clip: Clip, job: ImageJob, config: Config, priority: int
+    ) -> list[ImageEmbedding]:
+        """Read the pictures of a clip; each is one tile, as those of a video."""
+        made = []
+        for source, seconds in zip(clip.images, clip.seconds, strict=True):
+            rgb = load_rgb(source, cancelled=partial(self._unwanted, job))
+            image = self._prepare(rgb, job, replace(config, max_tiles=1), priority)
+            made.append(replace(image, seconds=seconds, duration=clip.duration))
+        return made
+
+    def _encoded(self, given: EncodedImage, config: Config) -> ImageEmbedding:
+        """Take in a picture that was encoded elsewhere, as if it had been here."""
+        assert self._family is not None
+        check_fits(given, self._family, self._n_embd)
+        share = config.keep_image_tokens
+        key = hash_pixels(f'encoded {share}'.encode(), np.frombuffer(given.digest, np.uint8))
+        with self._lock:
+            image = self._images.pop(key, None)
+            self.hits, self.misses = self.hits + bool(image), self.misses + (not image)
+            image = self._images[key] = image or to_embedding(given, key, share)
+        self._trim()
+        return image
 
     def _prepare(
         self, rgb: Pixels, job: ImageJob, config: Config, priority: int
@@ -342,9 +375,10 @@ class ImageEncoder:
 
     def close(self) -> None:
         """End the threads; the encoder leaves its tile where it can. Twice is harmless."""
-        if self._preparers is None or self._encoder is None:
+        if self._preparers is None:
             return
-        self._encoder.stop()
+        if self._encoder is not None:
+            self._encoder.stop()
         with self._lock:
             self._closed = True
             left, self._tasks = self._tasks, []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import family
+from . import Family, family
 from ..config import FAMILIES
 from ..errors import ModelMismatch
 from ..llama.gguf import read_gguf
@@ -72,6 +72,18 @@ def projector_of(metadata: Mapping[str, object]) -> str:
     return found if isinstance(found, str) else ''
 
 
+def family_of(encoder: Path) -> Family | None:
+    """
+    Give the family that an encoder's file says it is of; None where it says none.
+
+    :raises ModelFileError: the header of an mmproj is damaged
+    """
+    if encoder.suffix != '.gguf':
+        return None
+    name = PROJECTORS.get(projector_of(read_gguf(encoder).metadata))
+    return family(name) if name else None
+
+
 def check_pair(model: Model, encoder: Path, model_type: int = -1) -> None:
     """
     Check that a vision encoder belongs to a language model, as far as the files tell.
@@ -90,6 +102,8 @@ def check_pair(model: Model, encoder: Path, model_type: int = -1) -> None:
             )
         return
     projector = projector_of(read_gguf(encoder).metadata)
+    if not projector:
+        return  # opening the encoder says what is wrong with it
     cure = 'give the encoder and the decoder of one model'
     name = PROJECTORS.get(projector) if model_type != ANY else None
     if name and not family(name).knows(model.controls):

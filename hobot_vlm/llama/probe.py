@@ -77,6 +77,17 @@ def check_loads(
     _check({'onnx': onnx})
 
 
+def check_encoder_loads(encoder: Path) -> None:
+    """
+    See that the file of an encoder does not end the process that loads it.
+
+    :raises ModelFileError: it does, or loading it takes longer than it can
+    """
+    role = {'.gguf': 'mmproj', '.onnx': 'onnx'}.get(encoder.suffix)
+    if role is not None:
+        _check({role: encoder})
+
+
 def _check(files: Mapping[str, Path | None], *settings: object) -> None:
     """Try files that belong together, unless that went well before."""
     paths = {role: path for role, path in files.items() if path is not None}

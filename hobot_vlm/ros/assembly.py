@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import threading
 from typing import Any
@@ -27,12 +29,14 @@ from .cameras import Cameras, possible_kinds
 from .diagnostics import Statistics
 from .frames import FrameReader
 from .inbox import Inbox, Prompt, Reset
+from .llama_actions import installed, LlamaActions
 from .outcome import Outcome
 from .prompt_worker import PromptWorker
-from .publishers import Publishers
+from .publishers import Publishers, WatchPublishers
 from .requests import Requests
 from .serving import check_serving, Serving
-from ..config import FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
+from .watch import Watch
+from ..config import ELSEWHERE, EMBEDDING, FEED_LOCAL, FEED_TEXT, FEED_TOPICS, NodeConfig
 from ..errors import ModelMismatch, PictureError
 from ..values import Pixels, Reply
 from ..vlm import read_image, VLM
@@ -89,15 +93,18 @@ class Assembly:
         if config.feed_type == FEED_TOPICS:
             possible_kinds(config)
             cameras = 1 if config.is_shared_mem_sub else len(parameters.topics_of(config))
+            if config.image_transport == EMBEDDING:
+                config = replace(config, encoder_device=ELSEWHERE)
         elif config.feed_type == FEED_LOCAL:
             self._picture = self._local_picture()
         parameters.check_state_file(config)
         if config.serve:
             check_serving(config)
-        self.inbox = Inbox(cameras)
+        self.inbox = Inbox(cameras, config.frames, config.frame_period)
         with ExitStack() as undo:
             # 2. outputs; subscribers find them while the model loads
             self._publishers = Publishers(node, config, self._on_reply)
+            self._watch_publishers = WatchPublishers(node)
             undo.callback(self._leave_graph)
             self._serve(topics.CANCEL.name, self._on_cancel)
             self._serve(topics.RESET.name, self._on_reset)
@@ -120,10 +127,17 @@ class Assembly:
                 cancel_prompts=self._cancel_prompts,
                 picture=self._picture,
             )
+            self._askers: list[Requests | LlamaActions] = [self.requests]
             undo.callback(self.requests.close)
+            self._watch = Watch(
+                *(self.vlm, self.inbox, self._reader, self._watch_publishers),
+                settings=self._settings,
+                store=partial(parameters.store, node, 'watch'),
+            )
             if config.feed_type != FEED_LOCAL or config.stay_alive:
                 self._subscribe(config.ros_string_sub_topic_name, self._on_prompt)
                 self._subscribe(topics.REQUEST.name, self._on_request)
+                self._askers += [LlamaActions(node, self.vlm)] if installed() else []
             undo.pop_all()
 
     def _check_model(self) -> None:
@@ -186,11 +200,14 @@ class Assembly:
                 clock=Clock(clock_type=ClockType.STEADY_TIME),
             )
         self._worker.start()
-        self.requests.start()
+        for asker in self._askers:
+            asker.start()
+        if self._config.feed_type == FEED_TOPICS:
+            self._watch.start()
         if self._config.serve:
-            self._serving = Serving(
-                self.vlm, self._config, self.inbox, self._reader, self._picture
-            )
+            parts = self.vlm, self._config, self.inbox, self._reader, self._picture
+            watch = self._watch if self._config.feed_type == FEED_TOPICS else None
+            self._serving = Serving(*parts, watch)
         if not self._first_asked:
             self._first_asked = True
             self._ask_first()
@@ -224,8 +241,9 @@ class Assembly:
                 self._cameras = None
         serving, self._serving = self._serving, None
         ended = serving is None or serving.close(seconds)
-        ended = self.requests.stop(seconds) and ended
-        return self._worker.stop(seconds) and ended
+        ended = all([a.stop(seconds) for a in self._askers]) and ended  # noqa: C419, each
+        ended = self._worker.stop(seconds) and ended
+        return self._watch.stop(seconds) and ended
 
     def close(self) -> None:
         """Free everything; what waits is refused."""
@@ -236,7 +254,8 @@ class Assembly:
             self._node.get_logger().error(f'prompts that had no turn: {len(left)}')
         for prompt in left:
             self._refuse(prompt, 'the node was cleaned up before this prompt had its turn')
-        self.requests.close()
+        for asker in self._askers:
+            asker.close()
         self.vlm.close()
         self._publishers.flush(FLUSH_SECONDS)
         self._leave_graph()
@@ -250,6 +269,7 @@ class Assembly:
         for service in self._services:
             self._node.destroy_service(service)
         self._publishers.close()
+        self._watch_publishers.close_all()
 
     # -- what comes in -----------------------------------------------------------------------
 
@@ -363,7 +383,7 @@ class Assembly:
         cameras = self._cameras
         if cameras is not None:
             said += cameras.troubles(self._settings().max_image_age)
-        return said
+        return [*said, *self._watch.troubles()]
 
     def values(self) -> dict[str, object]:
         """Give counts, by name."""
@@ -376,4 +396,5 @@ class Assembly:
             'requests open': len(self.requests),
             'pictures received': self.inbox.received,
             'pictures dropped': self.inbox.dropped,
+            **self._watch.values(),
         }

@@ -119,12 +119,9 @@ def declare(*tables: Mapping[str, Argument]) -> list[DeclareLaunchArgument]:
             )
         )
     # Empty means that the argument was not given: the parameter file or the node decides.
-    for name, parameter in UPSTREAM.items():
-        doc = f'the same as {parameter}'
+    alike = {name: f'the same as {parameter}' for name, parameter in UPSTREAM.items()}
+    for name, doc in (alike | {o.name: o.metadata['doc'] for o in fields(NodeConfig)}).items():
         declared.append(DeclareLaunchArgument(name, default_value='', description=doc))
-    for option in fields(NodeConfig):
-        doc = option.metadata['doc']
-        declared.append(DeclareLaunchArgument(option.name, default_value='', description=doc))
     return declared
 
 
@@ -205,13 +202,13 @@ def node(context: LaunchContext, **defaults: Any) -> Node:
     :raises ConfigError: a value that a parameter cannot have, or no such parameter file
     """
     options = {option.name: option for option in fields(NodeConfig)}
-    chosen = {**defaults, **node_parameters(context)}
-    values = {name: checked(options[name], item) for name, item in chosen.items()}
+    chosen = {**defaults, **node_parameters(context)}.items()
+    values = {name: checked(options[name], item) for name, item in chosen}
     parameters: list[Any] = []
     if value(context, 'params_file'):
         parameters.append(str(_params_file(value(context, 'params_file'))))
     parameters.append(
-        {name: text(item) if isinstance(item, str) else item for name, item in values.items()}
+        {n: text(item) if isinstance(item, (str, tuple)) else item for n, item in values.items()}
     )
     return Node(
         package='hobot_vlm',
@@ -371,9 +368,11 @@ def speech(context: LaunchContext) -> list[Node]:
     return nodes
 
 
-def text(content: str) -> ParameterValue:
-    """Make a parameter that stays text, even where it looks like a number."""
-    return ParameterValue(content, value_type=str)
+def text(content: str | tuple[str, ...]) -> ParameterValue:
+    """Make a parameter that stays text, or texts, even where it looks like a number."""
+    if isinstance(content, str):
+        return ParameterValue(content, value_type=str)
+    return ParameterValue([*content], value_type=list[str])
 
 
 def _quiet(package: str, executable: str, **parameters: Any) -> Node:

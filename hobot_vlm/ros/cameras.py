@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
@@ -26,8 +26,8 @@ except ImportError:  # Humble
 
 from .inbox import Frame, Inbox
 from .parameters import topics_of
-from .topics import COMPRESSED_IMAGE, HBM_IMAGE, IMAGE, in_namespace, Topic
-from ..config import NodeConfig
+from .topics import COMPRESSED_IMAGE, EMBEDDINGS, HBM_IMAGE, IMAGE, in_namespace, Topic
+from ..config import EMBEDDING, NodeConfig
 from ..errors import BackendMissing, PictureError
 
 #: seconds without a picture after which a camera is reported, when others go on or its publisher
@@ -54,6 +54,7 @@ def possible_kinds(config: NodeConfig) -> tuple[Topic, ...]:
             'raw': (IMAGE,),
             'compressed': (COMPRESSED_IMAGE,),
             'auto': (IMAGE, COMPRESSED_IMAGE),
+            EMBEDDING: (EMBEDDINGS,),
         }[config.image_transport]
     for kind in kinds:
         try:
@@ -125,6 +126,9 @@ class Camera:
         override = f'qos_overrides.{self.topic}.subscription.reliability'
         self._auto = config.image_qos == 'auto' and override not in node._parameter_overrides
         self._reliable = config.image_qos != 'best_effort'
+        # an encoder has the last picture for who comes late; cameras have a new one in a moment
+        self._encoded = config.image_transport == EMBEDDING
+        self._latched = False
         self._last: bytes = b''
         self._checks = 0  # since the newest subscription
         self._subscriptions: list[Subscription] = []
@@ -141,16 +145,19 @@ class Camera:
         offered = {info.topic_type for info in publishers}
         kind = next((kind for kind in self._kinds if kind.interface in offered), self._kind)
         changed, self._kind = kind is not self._kind, kind
+        offers = [info.qos_profile for info in publishers if info.topic_type == kind.interface]
         if self._auto:
             self._reliable = all(
-                info.qos_profile.reliability == ReliabilityPolicy.RELIABLE
-                for info in publishers
-                if info.topic_type == kind.interface
+                offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers
             )
+        self._latched = self._encoded and all(
+            offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers
+        )
         return changed
 
     def _subscribe(self) -> None:
         wish = ReliabilityPolicy.RELIABLE if self._reliable else ReliabilityPolicy.BEST_EFFORT
+        keep = DurabilityPolicy.TRANSIENT_LOCAL if self._latched else DurabilityPolicy.VOLATILE
         kinds = [QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH]
         if not self._auto:
             kinds.append(QoSPolicyKind.RELIABILITY)
@@ -160,7 +167,9 @@ class Camera:
             message,
             self.topic,
             lambda data: self._received(data, parse),
-            QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=wish),
+            QoSProfile(
+                depth=1, history=HistoryPolicy.KEEP_LAST, reliability=wish, durability=keep
+            ),
             qos_overriding_options=QoSOverridingOptions(kinds),
             raw=True,
             # rclpy warns of publishers that do not fit; with auto they will in a moment
@@ -181,7 +190,7 @@ class Camera:
         if self._checks > OVERLAP:  # the newer one has been found meanwhile
             while len(self._subscriptions) > 1:
                 self._node.destroy_subscription(self._subscriptions.pop(0))
-        before = self._reliable
+        before = self._reliable, self._latched
         if self._choose():
             self.close()  # a topic has one type within a process, so the other comes next time
             self._node.get_logger().info(
@@ -192,7 +201,7 @@ class Camera:
                 self._subscribe()
             except RuntimeError as exc:  # the one before has not ended yet
                 self._node.get_logger().debug(str(exc))
-        elif before != self._reliable:
+        elif before != (self._reliable, self._latched):
             self._last, self._checks = b'', 0
             self._subscribe()
             self._node.get_logger().info(

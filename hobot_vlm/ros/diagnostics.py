@@ -87,6 +87,7 @@ class Diagnostics:
     :param state: gives a word for what the node does now
     :param troubles: gives what the node waits for, or what keeps it from its work
     :param values: gives what else is worth knowing
+    :param about: what the report is about, after the name of the node
     """
 
     def __init__(
@@ -98,12 +99,14 @@ class Diagnostics:
         state: Callable[[], str],
         troubles: Callable[[], list[str]],
         values: Callable[[], dict[str, object]],
+        about: str = 'answers',
     ):
         self._node = node
         self._statistics = statistics
         self._state = state
         self._troubles = troubles
         self._values = values
+        self._about = about
         self._publisher = node.create_publisher(DiagnosticArray, DIAGNOSTICS.name, 10)
         # by a steady clock: that of the node may stand still (use_sim_time without /clock)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -130,7 +133,7 @@ class Diagnostics:
             status=[
                 DiagnosticStatus(
                     level=level,
-                    name=f'{self._node.get_name()}: answers',
+                    name=f'{self._node.get_name()}: {self._about}',
                     hardware_id='',
                     message=error or troubles or state,
                     values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],

@@ -13,12 +13,13 @@ from time import perf_counter
 
 from rclpy.clock import Clock
 
-from .images import rgb_of
+from .images import picture_of
 from .inbox import Frames, Stamp
 from .outcome import ImageInfo
 from ..config import NodeConfig
+from ..encoded import EncodedImage
 from ..errors import PictureError
-from ..values import Pixels
+from ..values import Clip, Pixels
 
 log = logging.getLogger('hobot_vlm.node')
 
@@ -28,22 +29,37 @@ class Pictures:
     """
     What a question is about.
 
+    :param rgb: their pixels, or what another machine encoded them to
     :param info: where they come from; also of the one that could not be read
     :param arrived: when the newest of them came
     :param read: when they were read
+    :param clips: the pictures with those before them, where several are wanted
     """
 
-    rgb: list[Pixels] = field(default_factory=list)
+    rgb: list[Pixels | EncodedImage] = field(default_factory=list)
     info: list[ImageInfo] = field(default_factory=list)
     arrived: float = 0.0
     read: float = 0.0
+    clips: list[Clip] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[Clip] | list[Pixels | EncodedImage]:
+        """Give what the model is to see."""
+        return self.clips or self.rgb
+
+    @property
+    def first(self) -> Pixels | None:
+        """Give the first; None where there is none, or there are no pixels of it."""
+        shown = self.rgb[0] if self.rgb else None
+        return None if isinstance(shown, EncodedImage) else shown
 
     def copy_from(self, other: Pictures) -> None:
         """Become what others were; they are older by the time since they were read."""
         now = perf_counter()
         self.rgb = list(other.rgb)
-        self.info = [replace(image, age=image.age + now - other.read) for image in other.info]
+        self.info = [image.older(now - other.read) for image in other.info]
         self.arrived, self.read = other.arrived, now
+        self.clips = list(other.clips)
 
     def check_age(self, settings: NodeConfig) -> None:
         """
@@ -82,6 +98,7 @@ class FrameReader:
         Fill in what frames show.
 
         :raises PictureError: one cannot be read; ``pictures.info`` then ends with it
+        :raises ModelMismatch: the same, of one that another version of hobot_vlm encoded
         """
         with self._lock:
             if frames and frames == self._last[0]:
@@ -90,13 +107,39 @@ class FrameReader:
             for frame in frames:
                 message = frame.parse(frame.data)
                 pictures.info.append(self._info(frame.topic, message, frame.received))
-                rgb = rgb_of(message)
-                height, width = rgb.shape[:2]
+                shown = picture_of(message)
+                if isinstance(shown, EncodedImage):
+                    width, height = shown.size
+                else:
+                    height, width = shown.shape[:2]
                 pictures.info[-1] = replace(pictures.info[-1], width=width, height=height)
-                pictures.rgb.append(rgb)
+                pictures.rgb.append(shown)
                 pictures.arrived = max(pictures.arrived, frame.received)
             pictures.read = perf_counter()
             self._last = (frames, replace(pictures))
+
+    def read_clips(self, frames: Frames, pictures: Pictures) -> None:
+        """
+        Fill in what frames show, and what those before them do, where these are kept.
+
+        :raises PictureError: one cannot be read
+        """
+        self.read(frames, pictures)
+        pictures.info, pictures.clips = list(pictures.info), []  # others have these lists too
+        if not any(frame.earlier for frame in frames):
+            return
+        for number, frame in enumerate(frames):
+            images, infos, seconds = [], [], []
+            for one in frame.earlier:
+                message = one.parse(one.data)
+                images.append(picture_of(message))
+                infos.append(self._info(one.topic, message, one.received))
+                seconds.append(one.received - frame.earlier[0].received)
+            newest = pictures.info[number]
+            first = frame.earlier[0] if frame.earlier else frame
+            seconds.append(frame.received - first.received)
+            pictures.clips.append(Clip([*images, pictures.rgb[number]], seconds))
+            pictures.info[number] = replace(newest, frames=(*infos, newest))
 
     def _info(self, topic: str, message: object, received: float) -> ImageInfo:
         """

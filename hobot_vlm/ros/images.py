@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..encoded import EncodedImage, is_encoded
 from ..errors import BackendMissing, PictureError
 from ..vlm import read_image
 
@@ -83,6 +84,18 @@ class Pixels:
     step: int
     data: Array
     is_bigendian: int
+
+
+def picture_of(message: Any) -> npt.NDArray[np.uint8] | EncodedImage:
+    """
+    Give the picture of a message: an encoded one as that, any other as ``rgb_of`` does.
+
+    :raises PictureError: the message contradicts itself or has an unknown encoding
+    :raises ModelMismatch: it was encoded by another version of hobot_vlm
+    """
+    if is_encoded(getattr(message, 'format', '')):
+        return EncodedImage.unpack(message.format, message.data)
+    return rgb_of(message)
 
 
 def rgb_of(message: Any) -> npt.NDArray[np.uint8]:

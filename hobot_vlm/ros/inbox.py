@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 import threading
 from time import perf_counter
@@ -35,12 +35,14 @@ class Frame:
     A picture as it came, still serialised: most are never read.
 
     :param parse: gives the message
+    :param earlier: pictures of the same camera before it, the oldest first
     """
 
     topic: str
     data: bytes
     parse: Callable[[bytes], Any]
     received: float = field(default_factory=perf_counter)
+    earlier: tuple[Frame, ...] = ()
 
 
 Frames = tuple[Frame, ...]  # one of each camera
@@ -86,14 +88,23 @@ Work = Prompt | Reset | Frames
 class Inbox:
     """Holds what arrives until the worker gets it; all methods are safe from any thread."""
 
-    def __init__(self, cameras: int = 0) -> None:
-        """:param cameras: number of pictures that belong to a question"""
+    def __init__(self, cameras: int = 0, frames: int = 1, period: float = 0.0) -> None:
+        """
+        Begin with nothing.
+
+        :param cameras: number of cameras whose pictures belong to a question
+        :param frames: pictures of each camera that are kept
+        :param period: least seconds from one of these to the next
+        """
+        self._kept: list[deque[Frame]] = [deque(maxlen=frames) for _ in range(cameras)]
+        self._period = period
         self.received = 0  # frames that came, and those that were never read
         self.dropped = 0
         #: cameras that a prompt waits for
         self.missing: tuple[int, ...] = ()
         self._frames: list[Frame | None] = [None] * cameras
         self._used: Frames = ()
+        self._watched: Frames = ()  # of ``next_frames``
         self._first: Future[None] = Future()  # done once each camera has a picture
         self._waiting: deque[Prompt | Reset] = deque()
         self._bytes = 0
@@ -135,13 +146,27 @@ class Inbox:
     def put_frame(self, camera: int, frame: Frame) -> None:
         """Replace the newest picture of a camera."""
         with self._changed:
+            frame = self._with_earlier(self._kept[camera], frame)
             before = self._frames[camera]
             self.received += 1
-            self.dropped += before is not None and before not in self._used
+            read = (None, *self._used, *self._watched)
+            self.dropped += before not in read
             self._frames[camera] = frame
             if self.newest() and not self._first.done():
                 self._first.set_result(None)
             self._changed.notify_all()
+
+    def _with_earlier(self, kept: deque[Frame], frame: Frame) -> Frame:
+        """Keep a picture, unless the one before is too near; give it with those before it."""
+        most = kept.maxlen or 1
+        if most == 1:
+            return frame
+        # the newest is shown in any case, and is to be no double of the one before it
+        near = kept and frame.received - kept[-1].received < self._period / 2
+        earlier = (list(kept)[:-1] if near else list(kept))[1 - most :]
+        if not kept or frame.received - kept[-1].received >= self._period:
+            kept.append(frame)
+        return replace(frame, earlier=tuple(earlier))
 
     def wake(self) -> None:
         """Let the worker see whether it wants something else now."""
@@ -158,6 +183,8 @@ class Inbox:
         with self._changed:
             self._closed = True
             self._frames = [None] * len(self._frames)
+            for kept in self._kept:
+                kept.clear()
             if self._first.done():
                 self._first = Future()
             self._changed.notify_all()
@@ -205,6 +232,28 @@ class Inbox:
                         return frames
                 self._changed.wait(wait if 0 < wait < math.inf else None)
             return None
+
+    def next_frames(self, last: Frames, due: float, seconds: float) -> Frames:
+        """
+        Wait for the newest picture of each camera, for those who look now and then.
+
+        :param last: pictures that are not wanted again
+        :param due: when others are wanted, as perf_counter has it
+        :param seconds: to wait at most
+        :return: empty where there is nothing new in time, or the inbox is closed
+        """
+        end = perf_counter() + seconds
+        with self._changed:
+            while not self._closed:
+                now = perf_counter()
+                frames = self.newest() if now >= due else ()
+                if frames and frames != last:
+                    self._watched = frames
+                    return frames
+                if now >= end:
+                    break
+                self._changed.wait((min(due, end) if due > now else end) - now)
+            return ()
 
     def begin(self, prompt: Prompt) -> bool:
         """Make a prompt that did not wait the running one; False once the inbox is closed."""

@@ -44,6 +44,16 @@ def main(arguments: list[str] | None = None) -> None:
     run(sys.argv if arguments is None else arguments)
 
 
+def encode(arguments: list[str] | None = None) -> None:
+    """Run the node that encodes pictures for a language model elsewhere."""
+    leave_on_signals()
+    from .encode_node import EncodeNode
+    from .process import run
+
+    example = '-p model_file_name:=vision.onnx -p model_type:=0'
+    run(sys.argv if arguments is None else arguments, EncodeNode, example)
+
+
 def play_images(arguments: list[str] | None = None) -> None:
     """Run the publisher that takes a camera's place."""
     leave_on_signals()

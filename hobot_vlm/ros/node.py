@@ -12,7 +12,7 @@ import gc
 import logging
 import queue
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
@@ -23,7 +23,9 @@ from rclpy.parameter import Parameter
 from . import parameters
 from .assembly import Assembly
 from .diagnostics import Diagnostics, Statistics
+from .inbox import Inbox
 from .ros_log import RosHandler
+from ..config import NodeConfig
 from ..errors import VlmError
 from ..vlm import VLM
 
@@ -33,13 +35,47 @@ SUCCESS = TransitionCallbackReturn.SUCCESS
 FAILURE = TransitionCallbackReturn.FAILURE
 
 
+class Working(Protocol):
+    """What a configured node consists of."""
+
+    inbox: Inbox
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has something to do."""
+
+    def activate(self) -> None:
+        """Begin."""
+
+    def deactivate(self, seconds: float | None = None) -> bool:
+        """Stop; False when that takes longer. Twice is harmless."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+    def troubles(self) -> list[str]:
+        """Say what keeps it from its work."""
+
+    def values(self) -> dict[str, object]:
+        """Give counts, by name."""
+
+
 class VlmNode(LifecycleNodeMixin, Node):
     """
     Answers prompts about pictures.
 
+    :cvar default_name: of the node
+    :cvar kind: its options
+    :cvar working: the word for an active node that has something to do
+    :cvar reports: what its diagnostics are about
     :param finished: given the exit status when there is nothing more to do
     :param typed: what stands on the command line for each parameter
     """
+
+    default_name = NAME
+    kind: type[NodeConfig] = NodeConfig
+    working = 'answering'
+    reports = 'answers'
 
     def __init__(
         self,
@@ -53,20 +89,20 @@ class VlmNode(LifecycleNodeMixin, Node):
         :param options: of ``rclpy.node.Node``
         :raises ConfigError: a parameter with a value that it cannot have
         """
-        Node.__init__(self, NAME, **options)
+        Node.__init__(self, self.default_name, **options)
         # apart from all else, so that the state can be asked for while the model loads
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self._finished = finished
         self._log_handler = RosHandler(self)
         logging.getLogger(NAME).addHandler(self._log_handler)
         logging.getLogger(NAME).setLevel(logging.DEBUG)  # what is logged is for ROS to say
-        self.statistics = Statistics()
-        self.assembly: Assembly | None = None
+        self.statistics = self._make_statistics()
+        self.assembly: Working | None = None
         self._phase = 'unconfigured'
         self._ending = False
         self._transition = threading.RLock()
         try:
-            self.config = parameters.declare(self, typed)
+            self.config = parameters.declare(self, typed, self.kind)
         except VlmError:
             self.destroy_node()
             raise
@@ -78,12 +114,19 @@ class VlmNode(LifecycleNodeMixin, Node):
             state=self._state,
             troubles=self._troubles,
             values=self._values,
+            about=self.reports,
         )
 
     @property
     def vlm(self) -> VLM | None:
         """Give the model, while there is one."""
-        return self.assembly.vlm if self.assembly is not None else None
+        return self.assembly.vlm if isinstance(self.assembly, Assembly) else None
+
+    def _make_statistics(self) -> Statistics:
+        return Statistics()
+
+    def _assemble(self) -> Working:
+        return Assembly(self, self.config, self.statistics, self._finish)
 
     # -- lifecycle ---------------------------------------------------------------------------
 
@@ -141,7 +184,7 @@ class VlmNode(LifecycleNodeMixin, Node):
         self.statistics.error = ''
         self._diagnostics.publish()
         self.config = parameters.current(self, self.config)
-        self.assembly = Assembly(self, self.config, self.statistics, self._finish)
+        self.assembly = self._assemble()
         self._phase = 'inactive'
 
     def _activate(self) -> None:
@@ -168,7 +211,9 @@ class VlmNode(LifecycleNodeMixin, Node):
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> Any:
         """Set parameters; a number that the option takes is taken, whatever its type to ROS."""
-        return super().set_parameters_atomically(parameters.typed_by_option(parameter_list))
+        return super().set_parameters_atomically(
+            parameters.typed_by_option(parameter_list, type(self.config))
+        )
 
     def _on_set_parameters(self, changes: list[Parameter]) -> Any:
         result = parameters.check_change(parameters.current(self, self.config), changes)
@@ -182,7 +227,7 @@ class VlmNode(LifecycleNodeMixin, Node):
         assembly = self.assembly
         if self._phase != 'active' or assembly is None:
             return self._phase
-        return 'answering' if assembly.busy else 'idle'
+        return self.working if assembly.busy else 'idle'
 
     def _troubles(self) -> list[str]:
         assembly = self.assembly
@@ -190,11 +235,11 @@ class VlmNode(LifecycleNodeMixin, Node):
 
     def _values(self) -> dict[str, object]:
         assembly = self.assembly
-        return {
-            'model': self.config.llm_model_name or self.config.model,
-            'feed_type': self.config.feed_type,
-            **(assembly.values() if assembly is not None else {}),
-        }
+        return {**self._model(), **(assembly.values() if assembly is not None else {})}
+
+    def _model(self) -> dict[str, object]:
+        config = self.config
+        return {'model': config.llm_model_name or config.model, 'feed_type': config.feed_type}
 
     # -- the end -----------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Knows the schema of the reply, which docs/reply.md describes, and no ROS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import json
 from typing import Any
 
@@ -25,6 +25,7 @@ class ImageInfo:
 
     :param age: seconds from when it was taken to when the question's turn came
     :param width: in pixels; 0 where it could not be read
+    :param frames: where several of its camera were shown as a video: all, the oldest first
     """
 
     topic: str
@@ -33,9 +34,18 @@ class ImageInfo:
     age: float
     width: int = 0
     height: int = 0
+    frames: tuple[ImageInfo, ...] = ()
+
+    def older(self, seconds: float) -> ImageInfo:
+        """Give the same some time later."""
+        frames = tuple(frame.older(seconds) for frame in self.frames)
+        return replace(self, age=self.age + seconds, frames=frames)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the fields by name, for JSON."""
+        several = [
+            {'stamp': frame.stamp._asdict(), 'age': round(frame.age, 3)} for frame in self.frames
+        ]
         return {
             'topic': self.topic,
             'stamp': self.stamp._asdict(),
@@ -43,6 +53,7 @@ class ImageInfo:
             'width': self.width,
             'height': self.height,
             'age': round(self.age, 3),
+            **({'frames': several} if several else {}),
         }
 
 

@@ -12,7 +12,7 @@ from dataclasses import Field, fields, replace
 import difflib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -27,14 +27,22 @@ from rclpy.parameter import Parameter
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from .arguments import same
-from .topics import in_namespace
-from ..config import NodeConfig
+from .standing import read_questions
+from .topics import EMBEDDINGS, in_namespace
+from ..config import ELSEWHERE, EMBEDDING, ENCODE_OPTIONS, EncodeConfig, NodeConfig
 from ..errors import ConfigError
 from ..option import checked, default_of
 
-FIELDS = {item.name: item for item in fields(NodeConfig)}
-LIVE = tuple(name for name, item in FIELDS.items() if item.metadata['live'])
-TOPICS = tuple(name for name in FIELDS if name.endswith('topic_name'))
+C = TypeVar('C', bound=NodeConfig)
+
+#: the parameters of each kind of node
+FIELDS: dict[type[NodeConfig], dict[str, Field[Any]]] = {
+    NodeConfig: {item.name: item for item in fields(NodeConfig)},
+    EncodeConfig: {
+        item.name: item for item in fields(EncodeConfig) if item.name in ENCODE_OPTIONS
+    },
+}
+PICTURES = 'ros_img_sub_topic_name'
 #: what names a file, and nothing else
 FILES = ('image', 'model_file_name', 'llm_model_name', 'lora', 'state_file')
 
@@ -53,6 +61,8 @@ def descriptor(item: Field[Any]) -> ParameterDescriptor:
     described = ParameterDescriptor(
         name=item.name, description=meta['doc'], read_only=not meta['live']
     )
+    # to rclpy, an empty list is one of bytes, and may never hold texts
+    described.dynamic_typing = isinstance(item.default, tuple)
     if meta['choices']:
         described.additional_constraints = 'one of ' + ', '.join(map(repr, meta['choices']))
     if meta['low'] is not None:
@@ -67,27 +77,36 @@ def descriptor(item: Field[Any]) -> ParameterDescriptor:
     return described
 
 
-def declare(node: Node, typed: Mapping[str, Sequence[str]] | None = None) -> NodeConfig:
+def topic_options(kind: type[NodeConfig]) -> list[str]:
+    """Give the options that name topics."""
+    return [name for name in FIELDS[kind] if name.endswith('topic_name')]
+
+
+def declare(node: Node, typed: Mapping[str, Sequence[str]] | None, kind: type[C]) -> C:
     """
     Declare every option and give what the user chose.
 
+    :param kind: which options there are
     :param typed: what was typed for each, where that is known
     :raises ConfigError: a value that the option cannot have
     """
     given: dict[str, Parameter] = node._parameter_overrides
-    warn_of_unknown(node, given)
+    options, topics = FIELDS[kind], topic_options(kind)
+    warn_of_unknown(node, given, options)
+    encoded = 'image_transport' in given and given['image_transport'].value == EMBEDDING
     values = {}
-    for name, item in FIELDS.items():
+    for name, item in options.items():
         value = default_of(item)
-        if name in TOPICS:
-            value = in_namespace(value, node.get_namespace())
+        if name in topics:
+            named = EMBEDDINGS.name if name == PICTURES and encoded else value
+            value = in_namespace(named, node.get_namespace())
         if name in given:
             value = of_option(item, given[name].value, (typed or {}).get(name, ()))
         values[name] = value
         # ROS would refuse temperature:=1 and user_prompt:=42, so the override is put in here
         node.declare_parameter(name, values[name], descriptor(item), ignore_override=True)
-    values |= {name: os.path.expanduser(values[name]) for name in FILES}
-    config = valid(NodeConfig.from_flat(values))
+    values |= {name: os.path.expanduser(values[name]) for name in FILES if name in values}
+    config = valid(kind.from_flat(values))
     check_topics(node, config)
     return config
 
@@ -125,21 +144,24 @@ def of_option(item: Field[Any], value: Any, typed: Sequence[str] = ()) -> Any:
     return checked(item, value)
 
 
-def warn_of_unknown(node: Node, given: Mapping[str, Parameter]) -> None:
+def warn_of_unknown(
+    node: Node, given: Mapping[str, Parameter], options: Mapping[str, Field[Any]]
+) -> None:
     """Say which parameters nobody reads; ROS drops them in silence."""
     for name in given:
-        if name not in FIELDS and not name.startswith(OF_ROS):
-            near = difflib.get_close_matches(name, FIELDS, 1)
+        if name not in options and not name.startswith(OF_ROS):
+            near = difflib.get_close_matches(name, options, 1)
             hint = f'; did you mean {near[0]}?' if near else ''
             node.get_logger().warning(f'there is no parameter {name!r}{hint}')
 
 
-def current(node: Node, config: NodeConfig) -> NodeConfig:
+def current(node: Node, config: C) -> C:
     """Give the configuration with the values that live parameters have now."""
-    return replace(config, **{name: node.get_parameter(name).value for name in LIVE})
+    live = [name for name, item in FIELDS[type(config)].items() if item.metadata['live']]
+    return replace(config, **{name: node.get_parameter(name).value for name in live})
 
 
-def typed_by_option(changes: Sequence[Parameter]) -> list[Parameter]:
+def typed_by_option(changes: Sequence[Parameter], kind: type[NodeConfig]) -> list[Parameter]:
     """
     Give parameters the types of their options: to ROS, 1 is no number with a fraction.
 
@@ -147,7 +169,7 @@ def typed_by_option(changes: Sequence[Parameter]) -> list[Parameter]:
     """
     typed = []
     for change in changes:
-        item = FIELDS.get(change.name)
+        item = FIELDS[kind].get(change.name)
         if item is not None:
             try:
                 change = Parameter(change.name, value=of_option(item, change.value))
@@ -159,11 +181,12 @@ def typed_by_option(changes: Sequence[Parameter]) -> list[Parameter]:
 
 def check_change(config: NodeConfig, changes: Sequence[Parameter]) -> SetParametersResult:
     """Say whether parameters may be set, and why not."""
+    options = FIELDS[type(config)]
     try:
         values = {
-            change.name: checked(FIELDS[change.name], change.value)
+            change.name: checked(options[change.name], change.value)
             for change in changes
-            if change.name in FIELDS
+            if change.name in options
         }
         valid(replace(config, **values))
     except ConfigError as exc:
@@ -171,7 +194,18 @@ def check_change(config: NodeConfig, changes: Sequence[Parameter]) -> SetParamet
     return SetParametersResult(successful=True)
 
 
-def valid(config: NodeConfig) -> NodeConfig:
+def store(node: Node, name: str, texts: Sequence[str]) -> None:
+    """
+    Set a parameter that is a list of texts.
+
+    :raises ConfigError: it cannot be that
+    """
+    result = node.set_parameters_atomically([Parameter(name, value=list(texts))])
+    if not result.successful:
+        raise ConfigError(result.reason, name)
+
+
+def valid(config: C) -> C:
     """
     Check what depends on more than one option.
 
@@ -190,11 +224,44 @@ def valid(config: NodeConfig) -> NodeConfig:
             '1 subscribes to pictures',
             'trigger',
         )
+    if read_questions(config.watch) and config.feed_type != 1:
+        raise ConfigError(
+            f'watch asks about pictures and feed_type is {config.feed_type}: only feed_type 1 '
+            'subscribes to them',
+            'watch',
+        )
+    if config.frames > 1 and (config.feed_type != 1 or config.parser_mode):
+        raise ConfigError(
+            f'frames is {config.frames}, feed_type {config.feed_type} and parser_mode '
+            f'{config.parser_mode}: several pictures of a camera are there with feed_type 1 '
+            'alone, and boxes are those of one picture',
+            'frames',
+        )
     if config.parser_mode and config.keep_image_tokens < 1:
         raise ConfigError(
             f'keep_image_tokens is {config.keep_image_tokens:g} and parser_mode is '
             f'{config.parser_mode}: boxes need all the embeddings of a picture; leave it at 1',
             'keep_image_tokens',
+        )
+    if config.image_transport == EMBEDDING and (config.feed_type != 1 or config.is_shared_mem_sub):
+        raise ConfigError(
+            f'image_transport is {EMBEDDING}, feed_type is {config.feed_type} and '
+            f'is_shared_mem_sub is {config.is_shared_mem_sub}: embeddings come with feed_type 1 '
+            'and is_shared_mem_sub 0',
+            'image_transport',
+        )
+    if config.image_transport == EMBEDDING and config.frames > 1:
+        raise ConfigError(
+            f'frames is {config.frames} and image_transport is {EMBEDDING}: a video is made of '
+            'pictures, each one tile, and these come cut and encoded; set frames to 1',
+            'frames',
+        )
+    if config.encoder_device == ELSEWHERE and config.image_transport != EMBEDDING:
+        raise ConfigError(
+            f'encoder_device is {ELSEWHERE} and image_transport is {config.image_transport}: a '
+            f'node without encoder reads pictures that come encoded; set image_transport to '
+            f'{EMBEDDING}',
+            'encoder_device',
         )
     if not topics_of(config):
         raise ConfigError(
@@ -210,8 +277,8 @@ def check_topics(node: Node, config: NodeConfig) -> None:
 
     :raises ConfigError: ROS does not take one
     """
-    for option in TOPICS:
-        several = option == 'ros_img_sub_topic_name'
+    for option in topic_options(type(config)):
+        several = option == PICTURES
         for name in topics_of(config) if several else [getattr(config, option)]:
             check_topic(node, option, name)
 

@@ -33,28 +33,37 @@ THREADS = 4
 STOP_SECONDS = 1.0
 #: seconds that a callback has for that
 CALLBACK_SECONDS = 0.5
+#: seconds that all of the end may take: with a reader that was killed, Fast DDS has been seen to
+#: take more than ten
+END_SECONDS = 5.0
 
 
-def run(arguments: list[str]) -> NoReturn:
+def run(
+    arguments: list[str], make: type[VlmNode] = VlmNode, example: str = '-p feed_type:=1'
+) -> NoReturn:
     """
-    Run the node until it is done or is told to stop.
+    Run a node until it is done or is told to stop.
 
     The main thread only waits, so that it meets a signal at once, whatever the model does.
+
+    :param make: its class
+    :param example: arguments that it is called with, for the help
     """
+    name = make.default_name
     share_one_heap()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='replace')  # an answer may hold any letter
-    check_arguments(arguments, NAME, '-p feed_type:=1')
+    check_arguments(arguments, name, example)
     # 1. from here on a signal is an exit status like any other
     finished: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finished.put(0))
     # 2. the node
-    start_ros(arguments, NAME)
+    start_ros(arguments, name)
     try:
-        node = VlmNode(finished, command_line.as_typed(arguments))
+        node = make(finished, command_line.as_typed(arguments))
     except VlmError as exc:
-        rclpy.logging.get_logger(NAME).fatal(str(exc))
+        rclpy.logging.get_logger(name).fatal(str(exc))
         end_ros()
         sys.exit(1)
     # 3. its callbacks, and its start, which may take long
@@ -65,6 +74,9 @@ def run(arguments: list[str]) -> NoReturn:
         threading.Thread(target=node.start, name='start', daemon=True).start()
     # 4. the end
     status = finished.get()
+    last = threading.Timer(END_SECONDS, os._exit, (status,))
+    last.daemon = True
+    last.start()
     ended = node.stop(STOP_SECONDS)
     stopping.set()
     thread.join(CALLBACK_SECONDS)

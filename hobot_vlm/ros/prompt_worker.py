@@ -16,8 +16,6 @@ from time import perf_counter
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from .diagnostics import Statistics
 from .frames import FrameReader, Pictures
@@ -25,7 +23,9 @@ from .inbox import Frames, Inbox, Prompt, Reset, Work
 from .outcome import Outcome
 from .publishers import Publishers
 from .sentences import SentenceSplitter
+from .similar import similar, Thumbnails, thumbnails
 from ..config import FEED_TEXT, FEED_TOPICS, LIVE, NodeConfig
+from ..encoded import EncodedImage
 from ..errors import AnswerCut, VlmError
 from ..values import Pixels, Reply
 
@@ -39,13 +39,6 @@ WAKE_WORD = '你好'
 
 #: options of a question that is asked for its pictures alone
 FREE = {'n_predict': 1, 'json_schema': '', 'grammar': '', 'regex': ''}
-
-#: side of the thumbnails that tell similar pictures, and the mean difference, of 255, up to
-#: which they look the same
-THUMBNAIL = 16
-SIMILAR = 3.0
-#: by number: the Pillow of Ubuntu 22.04 has no Image.Resampling
-BOX = 4
 
 
 class PromptWorker:
@@ -83,10 +76,10 @@ class PromptWorker:
         self._loaded = settings()
         self._chat = self._begin_chat()
         #: the pictures of the conversation's newest turn with any
-        self._in_chat: list[Pixels] = []
+        self._in_chat: list[Pixels | EncodedImage] = []
         self._prepared: Pictures | None = None
         self._preparing: Stream | None = None
-        self._last_thumbnails: npt.NDArray[np.float32] | None = None
+        self._last_thumbnails: Thumbnails | None = None
         self._last_trigger = -math.inf
         self._thread: threading.Thread | None = None
 
@@ -206,22 +199,21 @@ class PromptWorker:
             self._reader.read(frames, pictures)
         except VlmError:
             return False
-        thumbnails = np.stack([thumbnail(rgb) for rgb in pictures.rgb])
-        before = self._last_thumbnails
-        if before is not None and float(np.abs(thumbnails - before).mean()) <= SIMILAR:
-            return True  # ``before`` stays: many small steps add up to a change
-        self._last_thumbnails = thumbnails
+        seen = thumbnails(pictures.rgb)
+        if similar(seen, self._last_thumbnails):
+            return True  # the last ones stay: many small steps add up to a change
+        self._last_thumbnails = seen
         return False
 
     def _prepare(self, frames: Frames, settings: NodeConfig) -> None:
         """Encode pictures ahead of the prompt about them."""
         pictures = Pictures()
         try:
-            self._reader.read(frames, pictures)
+            self._reader.read_clips(frames, pictures)
             if pictures.rgb:
                 # leaves everything up to the question in the KV cache
                 options = {**self._options(settings), **FREE}
-                self._preparing = self._vlm.stream('.', pictures.rgb, **options)
+                self._preparing = self._vlm.stream('.', pictures.shown, **options)
                 if not self._inbox.closed:
                     self._preparing.wait()
                     self._prepared = pictures
@@ -279,7 +271,7 @@ class PromptWorker:
             reply = Reply(''.join(pieces), 'error')
         elif pictures.rgb and reply.completion_tokens:  # else the turn may not be remembered
             self._in_chat = pictures.rgb
-        picture = pictures.rgb[0] if pictures.rgb else None
+        picture = pictures.first
         outcome = Outcome(prompt, reply, tuple(pictures.info), error, started, picture)
         if settings.in_turns:
             self._keep_chat(cells=False)  # a process that is killed remembers what it said
@@ -313,18 +305,19 @@ class PromptWorker:
 
     def _ask(self, prompt: Prompt, pictures: Pictures, settings: NodeConfig) -> Stream:
         """Ask the model."""
-        rgb = pictures.rgb
+        rgb, shown = pictures.rgb, pictures.shown
         find = bool(settings.parser_mode and rgb)
         ask = self._vlm.stream
         if settings.in_turns:
             ask = self._chat.stream
             if (
                 not find
+                and not pictures.clips
                 and len(rgb) == len(self._in_chat)
-                and all(map(np.array_equal, rgb, self._in_chat))
+                and all(map(same, rgb, self._in_chat))
             ):
-                rgb = []  # a picture that is as it was is not given again
-        return ask(prompt.text, rgb or None, find=find, **self._options(settings))
+                shown = []  # a picture that is as it was is not given again
+        return ask(prompt.text, shown or None, find=find, **self._options(settings))
 
     def _read_pictures(self, prompt: Prompt, settings: NodeConfig, pictures: Pictures) -> None:
         """
@@ -340,11 +333,12 @@ class PromptWorker:
         if prepared is not None and not prompt.frames:
             pictures.copy_from(prepared)
         else:
-            self._reader.read(prompt.frames or self._inbox.frames_for(prompt), pictures)
+            self._reader.read_clips(prompt.frames or self._inbox.frames_for(prompt), pictures)
         pictures.check_age(settings)
 
 
-def thumbnail(rgb: Pixels) -> npt.NDArray[np.float32]:
-    """Give a very small picture, to compare by."""
-    small = Image.fromarray(rgb).resize((THUMBNAIL, THUMBNAIL), BOX)
-    return np.asarray(small, np.float32)
+def same(one: Pixels | EncodedImage, other: Pixels | EncodedImage) -> bool:
+    """Whether two pictures are equal."""
+    if isinstance(one, EncodedImage) or isinstance(other, EncodedImage):
+        return isinstance(one, EncodedImage) and one == other
+    return np.array_equal(one, other)

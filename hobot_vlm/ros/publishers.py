@@ -1,5 +1,5 @@
 """
-The publishers of answers: speech, result, reply, perception, boxes, pieces of requests.
+The publishers of answers: speech, result, reply, perception, boxes, pieces of requests, watches.
 
 Knows topics and quality of service. What is published here has been decided elsewhere;
 docs/reply.md describes the reply.
@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from std_msgs.msg import String
+from std_msgs.msg import Bool, String
 
 from . import topics
 from .annotated import Annotated
@@ -31,6 +31,38 @@ PIECES = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
+
+
+class WatchPublishers:
+    """The publishers of the standing questions; used by one thread at a time."""
+
+    def __init__(self, node: Node):
+        self._node = node
+        self._values: dict[str, Publisher] = {}
+        self._events = node.create_publisher(String, topics.WATCH_EVENTS.name, SPOKEN)
+
+    def open(self, name: str) -> None:
+        """Let there be the topic of a question."""
+        topic = topics.WATCH.name.replace('<name>', name)
+        self._values[name] = self._node.create_publisher(Bool, topic, LATCHED)
+
+    def close(self, name: str) -> None:
+        """End the topic of a question, and with it the value that late joiners get."""
+        self._node.destroy_publisher(self._values.pop(name))
+
+    def value(self, name: str, value: bool) -> None:
+        """Publish the answer to a question."""
+        self._values[name].publish(Bool(data=value))
+
+    def event(self, text: str) -> None:
+        """Publish what became of a question."""
+        self._events.publish(String(data=text))
+
+    def close_all(self) -> None:
+        """End all topics."""
+        for name in list(self._values):
+            self.close(name)
+        self._node.destroy_publisher(self._events)
 
 
 class Publishers:

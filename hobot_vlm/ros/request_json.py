@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 import json
 import os
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from .outcome import shortened
 from ..config import FEED_TEXT, NodeConfig, PER_REQUEST
 from ..errors import PictureError, PromptError
-from ..values import Pixels
+
+if TYPE_CHECKING:
+    from .frames import Pictures
 
 #: characters of an id
 ID_LENGTH = 200
@@ -56,11 +58,16 @@ class Question:
             return content
         return ''.join(part['text'] for part in content if part.get('type') == 'text')
 
-    def with_pictures(self, rgb: list[Pixels]) -> tuple[Any, Any]:
-        """Give prompt and images for the model; pictures of messages belong to the last one."""
-        images: list[Any] = rgb if self.images == 'newest' else list(self.images)
+    def with_pictures(self, newest: Pictures) -> tuple[Any, Any]:
+        """
+        Give prompt and images for the model; pictures of messages belong to the last one.
+
+        :param newest: those of the cameras, which messages see without the ones before
+        """
         if isinstance(self.prompt, str):
-            return self.prompt, images or None
+            shown: list[Any] = [*newest.shown] if self.images == 'newest' else [*self.images]
+            return self.prompt, shown or None
+        images: list[Any] = newest.rgb if self.images == 'newest' else list(self.images)
         *earlier, last = self.prompt
         content = last.get('content', '')
         parts = [{'type': 'text', 'text': content}] if isinstance(content, str) else content

@@ -181,7 +181,7 @@ class Requests:
                 for name in LIVE
                 if getattr(settings, name) != getattr(self._loaded, name)
             }
-            asked, images = question.with_pictures(pictures.rgb)
+            asked, images = question.with_pictures(pictures)
             stream = self._vlm.stream(asked, images, **{**changed, **more})
             prompt.stop = stream.cancel
             if prompt.cancelled.is_set():
@@ -206,7 +206,7 @@ class Requests:
             log.exception('no answer to request %.60r', question.id)
         if error and reply.finish_reason != 'length':
             reply = Reply(''.join(pieces), 'error')
-        picture = pictures.rgb[0] if pictures.rgb else None
+        picture = pictures.first
         outcome = Outcome(prompt, reply, tuple(pictures.info), error, started, picture)
         self._finish(outcome)
         if picture is not None:
@@ -235,7 +235,7 @@ class Requests:
             return
         while not (frames := self._inbox.newest()):
             await asyncio.shield(asyncio.wrap_future(self._inbox.first_frames()))
-        await asyncio.to_thread(self._reader.read, frames, pictures)
+        await asyncio.to_thread(self._reader.read_clips, frames, pictures)
         pictures.check_age(settings)
 
     # -- the end of one ----------------------------------------------------------------------

@@ -7,6 +7,7 @@ Knows how the server is started and stopped; what it answers stands in ``server/
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 import logging
 import threading
 from time import monotonic
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING
 from .frames import FrameReader, Pictures
 from .inbox import Frames, Inbox
 from .outcome import Outcome
+from .watch import Watch
 from ..config import NodeConfig
 from ..errors import ConfigError, VlmError
 from ..server import check_libraries
 from ..values import Box, Pixels
 
 if TYPE_CHECKING:
-    from ..server.live import LivePicture
+    from ..server.live import LivePicture, StandingQuestion
     from ..vlm import VLM
 
 #: seconds that boxes stay on the picture of a camera, which does not wait
@@ -61,11 +63,13 @@ class Serving:
         inbox: Inbox,
         reader: FrameReader,
         picture: Pixels | None = None,
+        watch: Watch | None = None,
     ):
         """
         Begin to serve.
 
         :param picture: the local picture; None: the newest of the first camera
+        :param watch: who asks the standing questions; None: nobody
         :raises ConfigError: it cannot listen where it is to
         """
         from ..server.guard import Settings
@@ -80,7 +84,10 @@ class Serving:
         self._found: tuple[tuple[Box, ...], tuple[tuple[str, float, float], ...], float]
         self._found = (), (), 0.0
         settings = Settings.of(config.serve_host, allow_urls=config.allow_urls)
-        app, service = create_app(vlm, settings, Live(self._newest))
+        live = Live(self._newest)
+        if watch is not None:
+            live = Live(self._newest, partial(standing_questions, watch), watch.change)
+        app, service = create_app(vlm, settings, live)
         try:
             self._server = HttpServer(app, service, config.serve_host, config.serve)
         except ConfigError as exc:
@@ -113,7 +120,9 @@ class Serving:
             pictures = Pictures()
             try:
                 self._reader.read(frames, pictures)
-                last = LivePicture(pictures.rgb[0], topic=pictures.info[0].topic)
+                shown = pictures.first
+                topic = pictures.info[0].topic
+                last = None if shown is None else LivePicture(shown, topic=topic)
             except VlmError as exc:
                 last = None
                 log.debug('%s', exc)
@@ -128,3 +137,21 @@ class Serving:
         closing.start()
         closing.join(seconds)
         return not closing.is_alive()
+
+
+def standing_questions(watch: Watch) -> list[StandingQuestion]:
+    """Give the standing questions as the page has them."""
+    from ..server.live import StandingQuestion
+
+    return [
+        StandingQuestion(
+            item.asked.name,
+            item.asked.question,
+            item.answer,
+            item.changed,
+            item.belief.probability,
+            item.stale,
+            item.error,
+        )
+        for item in watch.watched
+    ]

@@ -62,6 +62,12 @@ IMAGE = Topic(
 COMPRESSED_IMAGE = Topic(
     IMAGE.name, 'sensor_msgs/CompressedImage', 'in, instead, where that is what a camera publishes'
 )
+EMBEDDINGS = Topic(
+    '/encode/embedding',
+    'sensor_msgs/CompressedImage',
+    'in, instead, with `image_transport:=embedding`; pictures that another machine '
+    '[has encoded](machines.md)',
+)
 HBM_IMAGE = Topic(
     '/hbmem_img', 'hbm_img_msgs/HbmMsg1080P', 'in, instead, with `is_shared_mem_sub:=1`'
 )
@@ -105,6 +111,16 @@ DETECTIONS = Topic(
     'vision_msgs/Detection2DArray',
     'out, with `parser_mode:=1` and where that package is installed; a box for each thing found',
 )
+WATCH = Topic(
+    '~/watch/<name>',
+    'std_msgs/Bool',
+    'out, latched; the answer to a [standing question](watch.md), when it changes',
+)
+WATCH_EVENTS = Topic(
+    '~/watch_events',
+    'std_msgs/String',
+    'out; [JSON](watch.md): each such change, with its probability, stamp and `frame_id`',
+)
 ANNOTATED = Topic(
     '~/annotated',
     'sensor_msgs/Image',
@@ -122,10 +138,34 @@ RESET = Topic(
     'std_srvs/Trigger',
     'service; forget the conversation (`conversation:=true` or `feed_type:=2`)',
 )
+LLAMA_RESPONSE = Topic(
+    '/llama/generate_response',
+    'llama_msgs/GenerateResponse',
+    'action, where that package is installed; as [llama_ros](llama_ros.md) has it',
+)
+LLAMA_CHAT = Topic(
+    '/llama/generate_chat_completions',
+    'llama_msgs/GenerateChatCompletions',
+    'action, likewise; messages, pictures and tools',
+)
+LLAMA_METADATA = Topic(
+    '/llama/get_metadata', 'llama_msgs/GetMetadata', 'service, likewise; what the model is'
+)
+LLAMA_TOKENIZE = Topic(
+    '/llama/tokenize', 'llama_msgs/Tokenize', 'service, likewise; the tokens of a text'
+)
+
+#: of the encode node
+EMBEDDING = Topic(
+    '~/embedding',
+    'sensor_msgs/CompressedImage',
+    'out, latched; pictures, encoded, with the header of the picture',
+)
+ENCODE = Topic('~/encode', 'std_srvs/Trigger', 'service; encode and publish the newest picture')
 
 ALL = (
-    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, PROMPT, REQUEST),
+    *(IMAGE, COMPRESSED_IMAGE, HBM_IMAGE, EMBEDDINGS, PROMPT, REQUEST),
     *(SPEECH, RESULT, REPLY, CHUNK, TARGETS, DETECTIONS),
-    *(ANNOTATED, ANNOTATED_COMPRESSED, DIAGNOSTICS),
-    *(CANCEL, RESET),
+    *(WATCH, WATCH_EVENTS, ANNOTATED, ANNOTATED_COMPRESSED, DIAGNOSTICS),
+    *(CANCEL, RESET, LLAMA_RESPONSE, LLAMA_CHAT, LLAMA_METADATA, LLAMA_TOKENIZE),
 )

@@ -127,6 +127,7 @@ def create_app(
         ('GET', '/health', routes.health),
         ('GET', '/metrics', routes.metrics),
         ('GET', '/live', routes.live),
+        ('POST', '/live/questions', routes.change_question),
         ('GET', '/live.mjpeg', routes.live_pictures),
         ('GET', '/v1/models', routes.models),
         ('GET', '/v1/models/{name:path}', routes.one_model),
@@ -198,6 +199,24 @@ class _Routes:
     async def live(self, request: Request) -> Response:
         """Say whether there is a live picture, and what the standing questions came to."""
         return JSONResponse(await self._service.in_thread(self._service.live.state))
+
+    async def change_question(self, request: Request) -> Response:
+        """Add a standing question, change it or, where it is empty, remove it."""
+        service = self._service
+        if service.live.change is None:
+            return error(404, 'there are no standing questions: the ROS node has them')
+        try:
+            body = await self._body(request)
+            service.weight -= len(body)
+            fields = Fields(parse(body))
+            name, question = fields.needed_text('name'), fields.text('question', '')
+            fields.end()
+            await service.in_thread(service.live.change, name, question)
+        except _NoBody as exc:
+            return exc.response
+        except VlmError as exc:
+            return error_of(exc)
+        return await self.live(request)
 
     async def live_pictures(self, request: Request) -> Any:
         """Stream the live picture."""

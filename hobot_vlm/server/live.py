@@ -46,14 +46,20 @@ class StandingQuestion:
     """
     A question that is asked again and again.
 
-    :param answer: the newest one
+    :param answer: the newest one; empty: none yet, or none any more
     :param stamp: when it was made, in seconds since 1970
+    :param probability: of the answer that means yes, where that is known
+    :param stale: there was an answer, and there is none any more
+    :param error: why there is none; empty where nothing is wrong
     """
 
     name: str
     question: str
     answer: str
     stamp: float
+    probability: float | None = None
+    stale: bool = False
+    error: str = ''
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,22 @@ class Live:
 
     :param picture: gives the newest picture, None while there is none
     :param questions: gives the standing questions with their newest answers
+    :param change: gives the question of a name another text, adds it, or, where the text is
+        empty, removes it; raises ConfigError where that cannot be
     """
 
     picture: Callable[[], LivePicture | None] | None = None
     questions: Callable[[], Sequence[StandingQuestion]] | None = None
+    change: Callable[[str, str], None] | None = None
 
     def state(self) -> dict[str, Any]:
         """Say what there is, for the page."""
         found = self.questions() if self.questions else ()
-        return {'picture': self.picture is not None, 'questions': [asdict(q) for q in found]}
+        return {
+            'picture': self.picture is not None,
+            'questions': [asdict(question) for question in found],
+            'changeable': self.change is not None,
+        }
 
 
 def jpeg(picture: LivePicture) -> tuple[bytes, str]:

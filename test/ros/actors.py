@@ -4,6 +4,7 @@ Processes around the node that a test can kill: a camera, somebody who asks, the
 python actors.py camera RATE                 publishes a new picture RATE times a second
 python actors.py asker COUNT                 publishes prompts; prints a line once all of them are
                                              acknowledged, and goes on publishing
+python actors.py talk COUNT                  asks that many prompts in a row; prints the replies
 python actors.py slow FILE --ros-args ...    the node, whose model is loaded once FILE is there
 python actors.py node FILE --ros-args ...    the node; FILE gets a line of JSON for each callback:
                                              its seconds, or a prompt and the picture before it
@@ -73,6 +74,27 @@ def asker(count: int) -> None:
         sleep(0.01)
 
 
+def talk(count: int) -> None:
+    """Ask, wait for the reply, and ask again."""
+    rclpy.init()
+    node = rclpy.create_node('talk')
+    publisher = node.create_publisher(String, '/prompt_text', RELIABLE)
+    replies = []
+
+    def heard(message: String) -> None:
+        replies.append(message.data)
+        print(message.data, flush=True)
+        if len(replies) < count:
+            publisher.publish(String(data=f'Question {len(replies)}'))
+
+    node.create_subscription(String, '/hobot_vlm/reply', heard, RELIABLE)
+    while not (publisher.get_subscription_count() and node.count_publishers('/hobot_vlm/reply')):
+        sleep(0.01)
+    publisher.publish(String(data='Question 0'))
+    while len(replies) < count:
+        rclpy.spin_once(node, timeout_sec=0.1)
+
+
 def watched_node(path: str) -> None:
     """Run the node, and note how long its callbacks take and what they meet."""
     lines = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -117,6 +139,8 @@ if __name__ == '__main__':
         camera(float(sys.argv[2]))
     elif sys.argv[1] == 'asker':
         asker(int(sys.argv[2]))
+    elif sys.argv[1] == 'talk':
+        talk(int(sys.argv[2]))
     elif sys.argv[1] == 'slow':
         slow_node(sys.argv[2])
     else:

@@ -133,3 +133,45 @@ def test_what_waits_outlives_a_close():
     assert inbox.get(NEVER) is None
     inbox.open()
     assert inbox.get(NEVER) is waits
+
+
+def test_the_last_frames_are_kept_where_they_are_wanted():
+    """At least a period apart, but for the newest, which is half a period from the one before."""
+    inbox = Inbox(cameras=2, frames=3, period=1.0)
+    for number in range(40):  # one in a quarter of a second
+        at = number / 4
+        inbox.put_frame(0, Frame('/left', b'', bytes, at))
+        assert not inbox.newest()
+        (frame,) = (frame for frame in inbox._frames[:1] if frame)
+        times = [one.received for one in frame.earlier]
+        assert not any(one.earlier for one in frame.earlier)
+        kept = [float(whole) for whole in range(int(at) + 1) if whole != at]
+        if kept and at - kept[-1] < 0.5:
+            kept.pop()
+        assert times == kept[-2:]
+    inbox.put_frame(1, frame_ := Frame('/right', b'', bytes))
+    assert inbox.newest()[1].data == frame_.data and not inbox.newest()[1].earlier
+    inbox.close()
+    inbox.open()
+    inbox.put_frame(0, Frame('/left', b'', bytes, 50.0))
+    assert not inbox._frames[0].earlier
+
+
+def test_who_looks_now_and_then_gets_the_newest():
+    inbox = Inbox(cameras=1)
+    assert inbox.next_frames((), 0.0, 0.01) == ()
+    first, second = frame(), frame()
+    inbox.put_frame(0, first)
+    assert inbox.next_frames((), 0.0, 9.0) == (first,)
+    assert inbox.next_frames((first,), 0.0, 0.01) == ()  # the same again
+    inbox.put_frame(0, second)
+    assert inbox.next_frames((first,), time.perf_counter() + 9, 0.01) == ()  # too early
+    with ThreadPoolExecutor() as pool:
+        due = time.perf_counter() + 0.05
+        later = pool.submit(inbox.next_frames, (first,), due, 9.0)
+        assert later.result() == (second,) and time.perf_counter() >= due
+        inbox.put_frame(0, frame())
+        assert inbox.dropped == 0  # all were looked at
+        closing = pool.submit(inbox.next_frames, inbox.newest(), 0.0, 9.0)
+        inbox.close()
+        assert closing.result() == ()

@@ -39,6 +39,7 @@ EXPECTED = {
     'vlm': UPSTREAM_VLM | OWN | {'camera', 'web'},
     'llm': UPSTREAM_LLM | OWN,
     'local': OWN | {'folder', 'rate', 'loop'},
+    'split': OWN | {'camera', 'web', 'device', 'part', 'domain_id', 'peer', 'zenoh'},
 }
 
 

@@ -79,7 +79,8 @@ def test_the_topics_and_services_are_those_of_the_table(robot, start):
     renamed = ('-m', 'hobot_vlm.ros.main', '--ros-args', '-r', '__node:=seen')
     start(ready=False, program=renamed, feed_type=1)
     table = {topic: (topic.name.replace('~', '/seen'), topic.kind) for topic in topics.ALL}
-    optional = {topics.COMPRESSED_IMAGE, topics.HBM_IMAGE, topics.TARGETS, topics.DETECTIONS}
+    optional = {topics.COMPRESSED_IMAGE, topics.HBM_IMAGE, topics.EMBEDDINGS}
+    optional |= {topics.TARGETS, topics.DETECTIONS}
     always = {table[topic] for topic in topics.ALL if topic not in optional}
     robot.wait('the whole graph', lambda: graph_of(robot.node, 'seen') >= always)
     assert graph_of(robot.node, 'seen') <= set(table.values())

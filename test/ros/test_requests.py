@@ -13,6 +13,7 @@ import threading
 
 from hobot_vlm.config import NodeConfig
 from hobot_vlm.errors import PictureError, VlmError
+from hobot_vlm.ros.frames import Pictures
 from hobot_vlm.ros.request_json import check, FIELDS, from_data_url, ID_LENGTH, OWN, read
 import numpy as np
 from PIL import Image as Pillow
@@ -72,7 +73,7 @@ def test_messages():
     question = checked({'id': 'a', 'messages': messages})
     assert question.text == 'What is this?'
     assert question.images == []
-    prompt, images = question.with_pictures([])
+    prompt, images = question.with_pictures(Pictures())
     assert images is None
     assert prompt[1]['content'][0] == {'type': 'image', 'image': SAMPLE.read_bytes()}
     # the newest picture belongs to the last message
@@ -80,7 +81,7 @@ def test_messages():
     question = checked({'id': 'a', 'images': 'newest', 'messages': [
         {'role': 'user', 'content': 'What is this?'}
     ]})  # fmt: skip
-    prompt, images = question.with_pictures([rgb])
+    prompt, images = question.with_pictures(Pictures([rgb]))
     assert images is None
     assert prompt[0]['content'][0]['image'] is rgb
     assert prompt[0]['content'][1] == {'type': 'text', 'text': 'What is this?'}

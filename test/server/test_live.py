@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 
+from hobot_vlm.errors import ConfigError
 from hobot_vlm.server.live import BOUNDARY, Live, LivePicture, LONGEST, StandingQuestion
 from hobot_vlm.values import Box
 import httpx
@@ -49,7 +50,11 @@ def test_pictures_come_with_what_was_found(demo):
 
     with serving(demo, live=Live(picture)) as server:
         with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
-            assert client.get('/live').json() == {'picture': True, 'questions': []}
+            assert client.get('/live').json() == {
+                'picture': True,
+                'questions': [],
+                'changeable': False,
+            }
             found = parts(client, 30, 3)
             for said, pixels in found:
                 assert (said['width'], said['height']) == (1920, 90)
@@ -86,6 +91,26 @@ def test_an_old_picture_is_sent_once(demo):
             assert len(made) < 20
 
 
+def test_standing_questions_change(demo):
+    changes = []
+
+    def change(name, question):
+        if name == 'no':
+            raise ConfigError('no such name', 'watch')
+        changes.append((name, question))
+
+    with serving(demo, live=Live(None, list, change)) as server:
+        url = f'{server.url}/live/questions'
+        for body in ({'name': 'a', 'question': 'Is it?'}, {'name': 'a', 'question': ''}):
+            assert httpx.post(url, json=body, trust_env=False).json()['changeable']
+        for body in ({'name': 'no'}, {'question': 'Is it?'}, {'name': 3}, {'name': 'a', 'b': 1}):
+            assert httpx.post(url, json=body, trust_env=False).status_code == 400
+    assert changes == [('a', 'Is it?'), ('a', '')]
+    with serving(demo) as server:
+        url = f'{server.url}/live/questions'
+        assert httpx.post(url, json={'name': 'a'}, trust_env=False).status_code == 404
+
+
 def test_standing_questions(demo):
     asked = [StandingQuestion('door', 'Is it open?', 'no', 12.5)]
     with serving(demo, live=Live(None, lambda: asked)) as server:
@@ -93,6 +118,15 @@ def test_standing_questions(demo):
     assert answer == {
         'picture': False,
         'questions': [
-            {'name': 'door', 'question': 'Is it open?', 'answer': 'no', 'stamp': 12.5}
+            {
+                'name': 'door',
+                'question': 'Is it open?',
+                'answer': 'no',
+                'stamp': 12.5,
+                'probability': None,
+                'stale': False,
+                'error': '',
+            }
         ],
+        'changeable': False,
     }  # fmt: skip

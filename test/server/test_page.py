@@ -9,6 +9,7 @@ import time
 
 from core import parts
 from hobot_vlm import VLM
+from hobot_vlm.errors import ConfigError
 from hobot_vlm.server.guard import Settings
 from hobot_vlm.server.live import Live, LivePicture, StandingQuestion
 from hobot_vlm.values import Box
@@ -242,6 +243,36 @@ def test_the_live_picture_of_a_robot(open_page, demo, robot):
         assert page.get_attribute('#standing-go', 'aria-pressed') == 'false'
         page.select_option('#rate', '15')
         assert 'dog' in ask(page, 'What is on the left?')
+
+
+def test_the_questions_of_a_robot(open_page, demo, robot):
+    """What it asks is listed with the answers; one is added, refused and removed."""
+    asked = {'door': StandingQuestion('door', 'Is it open?', 'no', time.time(), 0.05)}
+    asked['cat'] = StandingQuestion('cat', 'Is there a cat?', '', 0.0, None, True)
+
+    def change(name, question):
+        if ' ' in name:
+            raise ConfigError('a name of letters', 'watch')
+        asked.pop(name, None)
+        if question:
+            asked[name] = StandingQuestion(name, question, '', 0.0)
+
+    live = Live(robot.picture, lambda: list(asked.values()), change)
+    with serving(demo, live=live) as server:
+        page = open_page(server)
+        page.wait_for_selector('#watches li:has-text("door: Is it open?") p:has-text("no · 95 %")')
+        page.wait_for_selector('#watches li[data-state=wrong] p:has-text("stale")')
+        page.fill('#watch-name', 'the dog')
+        page.click('#watch-add')
+        page.wait_for_selector('#watch-error:has-text("a name of letters")')
+        page.fill('#watch-name', 'dog')
+        page.fill('#standing-text', 'Is there a dog?')
+        page.click('#watch-add')
+        page.wait_for_selector('#watches li[data-state=unknown]:has-text("dog: Is there a dog?")')
+        assert page.is_hidden('#watch-error')
+        page.click('#watches li:has-text("cat") button')
+        until(page, "document.querySelectorAll('#watches li').length == 2")
+    assert list(asked) == ['door', 'dog']
 
 
 def test_both_languages(server, open_page):

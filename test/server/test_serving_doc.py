@@ -54,7 +54,7 @@ def test_paths_and_options_are_those_that_there_are(name, server, capsys):
     text = (ROOT / 'docs' / name).read_text(encoding='utf-8')
     named = set(re.findall(r'`(?:GET|POST) (/[\w/.]*)', text))
     routes = {f'/v1/{name}' for name in ('chat/completions', 'responses', 'completions', 'models')}
-    routes |= {'/tokenize', '/health', '/metrics', '/live', '/'}
+    routes |= {'/tokenize', '/health', '/metrics', '/live', '/live/questions', '/'}
     assert named == routes | set(re.findall(r'GET (/live\.mjpeg)', text))
     assert '/' in app.ASSETS
     parser = argparse.ArgumentParser()

@@ -162,9 +162,46 @@ $('standing').addEventListener('submit', (event) => {
   labelStanding();
 });
 
+/* -- the robot's own standing questions ------------------------------------------------------- */
+
+async function change(name, question) {
+  $('watch-error').hidden = true;
+  const headers = { 'Content-Type': 'application/json' };
+  try {
+    const body = JSON.stringify({ name, question });
+    await call('/live/questions', { method: 'POST', headers, body });
+    document.activeElement.blur();
+    await showStanding();
+  } catch (error) {
+    Object.assign($('watch-error'), { textContent: error.message, hidden: false });
+  }
+}
+
+function watched({ name, question, answer, probability, stale, error }, changeable) {
+  const sure = probability === null ? '' : ` · ${Math.round(100 * Math.max(probability, 1 - probability))} %`;
+  const text = error || (stale ? say('stale') : answer ? answer + sure : say('unknown'));
+  const item = make('li');
+  item.dataset.state = error || stale ? 'wrong' : answer ? 'known' : 'unknown';
+  item.append(make('span', '', `${name}: ${question}`), make('p', '', text));
+  const button = Object.assign(make('button', 'quiet small', '×'), { type: 'button', ariaLabel: say('forget') });
+  button.onclick = () => change(name, '');
+  if (changeable) item.append(button);
+  return item;
+}
+
+$('watch-add').addEventListener('click', () => {
+  const text = $('standing-text').value.trim() || $('standing-text').placeholder;
+  change($('watch-name').value.trim() || $('watch-name').placeholder, text);
+});
+
 /** Show what the robot's own standing questions came to. */
 export async function showStanding() {
-  for (const { name, answer, stamp } of (await (await call('/live')).json()).questions) {
-    if (answer !== latest.get(name)) tell(name, answer, new Date(1000 * stamp));
+  const { questions, changeable } = await (await call('/live')).json();
+  $('watch').hidden = !changeable;
+  if (!$('watches').contains(document.activeElement)) {
+    $('watches').replaceChildren(...questions.map((item) => watched(item, changeable)));
+  }
+  for (const { name, answer, stamp } of questions) {
+    if (answer && answer !== latest.get(name)) tell(name, answer, new Date(1000 * stamp));
   }
 }

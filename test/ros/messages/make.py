@@ -17,7 +17,7 @@ import sys
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[2] / 'build' / 'messages'
-PACKAGES = ('ai_msgs', 'hbm_img_msgs', 'vision_msgs')
+PACKAGES = ('ai_msgs', 'hbm_img_msgs', 'llama_msgs', 'vision_msgs')
 PREFIX = Path(sys.prefix)
 PATH = f'{PREFIX / "bin"}:{os.environ["PATH"]}'
 
@@ -49,7 +49,7 @@ def make() -> dict[str, str]:
         return {}
     digest = hashlib.sha256(sys.prefix.encode())
     for path in sorted(HERE.rglob('*')):
-        if path.suffix in ('.msg', '.txt', '.xml', '.cmake'):
+        if path.suffix in ('.msg', '.srv', '.action', '.txt', '.xml', '.cmake'):
             digest.update(path.read_bytes())
     folder = BUILD / digest.hexdigest()[:12]
     if not (folder / 'made').exists():
@@ -95,6 +95,6 @@ def prepended(variable: str, path: Path) -> str:
 
 if __name__ == '__main__':
     if missing():
-        print(f'The tests of ai_msgs, hbm_img_msgs and vision_msgs are left out: {missing()}.')
+        print(f'The tests of {", ".join(PACKAGES)} are left out: {missing()}.')
     else:
         make()

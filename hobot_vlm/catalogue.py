@@ -20,8 +20,8 @@ import shlex
 from typing import Any
 
 from . import hub
-from .catalogue_file import ANY, Entry, FAMILIES, File, read, Variant
-from .config import Config, ELSEWHERE
+from .catalogue_file import ANY, Entry, File, read, Variant
+from .config import Config, ELSEWHERE, FAMILY_NUMBERS
 from .errors import ConfigError, DownloadError
 
 DEFAULT = 'demo'
@@ -170,7 +170,7 @@ def _by_encoder(encoder: Path) -> tuple[Model, Variant]:
 
 def options_of(model: Model, variant: Variant) -> dict[str, Any]:
     """Give the options that a model has where the user set none."""
-    family = {'model_type': FAMILIES[model.family]} if model.family else {}
+    family = {'model_type': FAMILY_NUMBERS[model.family]} if model.family else {}
     return {**family, **variant.options}
 
 

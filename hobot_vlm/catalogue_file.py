@@ -20,8 +20,6 @@ from . import hub
 from .config import Config, FAMILY_NUMBERS
 from .errors import ConfigError
 
-#: family -> its ``model_type``
-FAMILIES = {**FAMILY_NUMBERS, 'mtmd': 2}
 BOARDS = ('rdkx5', 'rdks100')
 ANY = 'any'
 
@@ -123,9 +121,10 @@ def _entry(path: Path, name: str, entry: Any, kind: type[E]) -> E:
         entry.get('languages', []),
         entry.get('size_mb', 0),
     )
-    if family not in ('', *FAMILIES):
+    if family not in ('', *FAMILY_NUMBERS):
         raise ConfigError(
-            f'{path}: {name}: family is {quote.repr(family)}: expected {" or ".join(FAMILIES)}'
+            f'{path}: {name}: family is {quote.repr(family)}: expected '
+            f'{" or ".join(FAMILY_NUMBERS)}'
         )
     if not isinstance(languages, list) or not all(isinstance(x, str) for x in languages):
         raise ConfigError(

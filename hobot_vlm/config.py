@@ -25,6 +25,7 @@ ELSEWHERE = 'elsewhere'
 FAMILIES = {
     'internvl': 'hobot_vlm.families.internvl:InternVL',
     'smolvlm': 'hobot_vlm.families.smolvlm:SmolVLM',
+    'mtmd': 'hobot_vlm.families.mtmd:Libmtmd',
 }
 FAMILY_NUMBERS = {name: number for number, name in enumerate(FAMILIES)}
 

@@ -30,8 +30,8 @@ from .errors import ModelMismatch, StateError
 from .llama import gguf
 from .llama.model import Model
 from .prompt.history import Turn
-from .prompt.tokens import embedding_ids
-from .values import Control, ImageEmbedding, Part, Span, Text, Tile, TileSpan, Tokens
+from .prompt.tokens import ids_of, positions
+from .values import Control, ImageEmbedding, Part, Placing, Span, Text, Tile, TileSpan, Tokens
 
 FORMAT = 2
 
@@ -56,6 +56,11 @@ class Saved:
     turns: list[Turn]
     ids: list[int]
     kv: bytes | bytearray
+
+    @property
+    def positions(self) -> list[int]:
+        """Give where each id stands, and where what follows will."""
+        return positions(self.ids, (tile for image in self.images() for tile in image.tiles))
 
     def images(self) -> list[ImageEmbedding]:
         """Give the pictures of all turns, each once."""
@@ -123,6 +128,7 @@ def write(path: Path, saved: Saved, belongs_to: Identity) -> None:
         'images': [
             {
                 'tokens': [tile.tokens for tile in image.tiles],
+                'placing': [_flat_placing(tile.placing) for tile in image.tiles],
                 'rows': image.rows,
                 'columns': image.columns,
                 'overview': image.overview,
@@ -183,9 +189,16 @@ def _flat_ids(ids: Sequence[int], tiles: Sequence[Tile]) -> list[int]:
     """Write ids so that they name tiles by their place in the file: -1, -2, ... for the first."""
     places = {}
     for number, tile in enumerate(tiles):
-        for i, name in enumerate(embedding_ids(tile)):
+        for i, name in enumerate(ids_of(tile)):
             places[name] = -1 - (number * MOST_TOKENS + i)
     return [places.get(value, value) for value in ids]
+
+
+def _flat_placing(placing: Placing | None) -> Any:
+    if placing is None:
+        return None
+    parts = None if placing.parts is None else placing.parts.tolist()
+    return {'parts': parts, 'length': placing.length, 'causal': placing.causal}
 
 
 def _flat(part: Part, images: Mapping[bytes, tuple[int, ImageEmbedding]]) -> Any:
@@ -267,7 +280,7 @@ def _saved(content: Any, archive: zipfile.ZipFile, model: Model) -> Saved:
             raise ValueError('an answer is neither tokens nor text')
         turns.append(Turn(user, user[: _whole(item['image_parts'], 0, len(user) + 1)], answer))
     tiles = [tile for image in images for tile in image.tiles]
-    names = [embedding_ids(tile) for tile in tiles]
+    names = [ids_of(tile) for tile in tiles]
     ids = []
     for value in content['cells']:
         place = _whole(value, -1 - len(tiles) * MOST_TOKENS, model.n_vocab)
@@ -297,18 +310,38 @@ def _image(item: Any, raw: bytes, model: Model) -> ImageEmbedding:
     if not counts or not np.isfinite(data).all():
         raise ValueError('a picture holds no embeddings, or such as are not finite')
     tiles = []
-    for embeddings in np.split(data, np.cumsum(counts)[:-1]):
-        key = hashlib.sha256(b'embeddings' + embeddings.tobytes()).digest()[:16]
-        tile = Tile(key, len(embeddings))
+    flat = item.get('placing', [None] * len(counts))
+    for embeddings, places in zip(np.split(data, np.cumsum(counts)[:-1]), flat, strict=True):
+        named = b'embeddings' + json.dumps(places).encode() * (places is not None)
+        key = hashlib.sha256(named + embeddings.tobytes()).digest()[:16]
+        tile = Tile(key, len(embeddings), _placing(places, len(embeddings)))
         tile.encoded.set_result(np.ascontiguousarray(embeddings))
         tiles.append(tile)
     rows, columns = (_whole(item[name], 0, 1 << 16) for name in ('rows', 'columns'))
     width, height = (_whole(length, 1, 1 << 24) for length in item['size'])
     whole = hashlib.sha256(b''.join(tile.key for tile in tiles)).digest()[:16]
     overview = bool(item['overview'])
-    if rows * columns + overview != len(tiles):
+    if rows * columns + overview not in (0, len(tiles)):  # 0: libmtmd has cut it
         raise ValueError(f'a picture of {rows} x {columns} tiles has {len(tiles)}')
     return ImageEmbedding(tuple(tiles), rows, columns, overview, whole, (width, height))
+
+
+def _placing(item: Any, tokens: int) -> Placing | None:
+    if item is None:
+        return None
+    length, parts = _whole(item['length'], 1, MOST_TOKENS + 1), None
+    if item['parts'] is not None:
+        parts = np.array(item['parts'], np.int32).reshape(-1, tokens)
+        time = parts[0]
+        if len(parts) not in (3, 4):
+            raise ValueError(f'a position has {len(parts)} parts')
+        if time[0] or parts.min() < 0 or parts.max() >= MOST_TOKENS or (np.diff(time) < 0).any():
+            raise ValueError('positions of a picture are not in order')
+        if time[-1] >= length:
+            raise ValueError(f'a picture of {length} positions has one at {time[-1]}')
+    elif length != tokens:
+        raise ValueError(f'a picture of {tokens} embeddings has {length} positions')
+    return Placing(parts, length, bool(item['causal']))
 
 
 def _part(part: Any, images: Sequence[ImageEmbedding], model: Model) -> Part:

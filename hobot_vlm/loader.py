@@ -15,12 +15,13 @@ from time import perf_counter
 
 from . import catalogue
 from .config import Config, ELSEWHERE
-from .encoders import EncoderOptions, open_encoder, VisionEncoder
-from .errors import ConfigError
-from .families import detect, Family
-from .families.pairing import check_pair
+from .encoders import Encoder, EncoderOptions, open_encoder, PictureEncoder
+from .errors import ConfigError, ModelMismatch
+from .families import detect, Family, family
+from .families.mtmd import Libmtmd
+from .families.pairing import check_pair, for_libmtmd, projector_of
 from .llama.context import Context
-from .llama.gguf import parts
+from .llama.gguf import parts, read_gguf
 from .llama.gpu import Sharing
 from .llama.model import Model
 from .llama.probe import check_loads
@@ -43,7 +44,7 @@ class Parts:
     config: Config
     model: Model
     context: Context
-    encoder: VisionEncoder | None
+    encoder: Encoder | None
     encoder_path: Path | None
     family: Family | None
     template: ChatTemplate
@@ -55,10 +56,11 @@ def load(config: Config) -> Parts:
     Load what a configuration asks for.
 
     1. Which files: those that are named, or those of the catalogue.
-    2. The language model, and its adapter.
+    2. The language model.
     3. The vision encoder, and whether both belong together; or the family alone, where pictures
        come encoded.
-    4. The chat template: the family's, or the file's own, or the plainest that fits.
+    4. The context that both are for, and the adapter.
+    5. The chat template: the family's, or the file's own, or the plainest that fits.
 
     :raises VlmError: files are missing, damaged or do not belong together
     """
@@ -74,10 +76,14 @@ def load(config: Config) -> Parts:
         warn_of_idle_options(config, files.encoder)
         unset = {f.name for f in fields(Config) if getattr(config, f.name) == f.default}
         config = replace(config, **{k: v for k, v in files.options.items() if k in unset})
+        if config.encoder_device == ELSEWHERE:
+            files = replace(files, encoder=None)
+        by_libmtmd = for_libmtmd(files.encoder, config.model_type)
         check_loads(
             files.decoder,
             lora=Path(os.path.expanduser(config.lora)) if config.lora else None,
             mmproj=of_kind(files.encoder, '.gguf'),
+            by_libmtmd=by_libmtmd,
             onnx=of_kind(files.encoder, '.onnx'),
             n_gpu_layers=config.n_gpu_layers,
             cache_type=config.cache_type,
@@ -90,6 +96,19 @@ def load(config: Config) -> Parts:
         gpus.check()
         model = Model(parts(files.decoder)[0], gpus=gpus, mmap=config.mmap)
         undo.callback(model.close)
+        # 3. vision
+        encoder, chosen = None, None
+        if config.encoder_device == ELSEWHERE:
+            chosen = detect(model.controls, config.model_type, files.decoder)
+        if files.encoder is not None:
+            check_pair(model, files.encoder, config.model_type)
+            encoder, chosen = open_vision(files.encoder, files.decoder, model, config, by_libmtmd)
+            undo.callback(encoder.close)
+            model.check_embedding_width(encoder.n_embd, files.encoder)
+            if not config.max_tiles:
+                config = replace(config, max_tiles=encoder.usual_tiles)
+        placed = isinstance(encoder, PictureEncoder) and encoder.places
+        # 4. context
         context = Context(
             model,
             n_ctx=config.n_ctx,
@@ -97,35 +116,14 @@ def load(config: Config) -> Parts:
             threads=config.llm_threads,
             cache_type=config.cache_type,
             flash_attention=config.flash_attention,
+            whole_pictures=isinstance(encoder, PictureEncoder) and encoder.whole,
         )
         undo.callback(context.close)
         if config.lora:
             context.add_lora(os.path.expanduser(config.lora), config.lora_scale)
-        # 3. vision
-        encoder, family = None, None
-        if config.encoder_device == ELSEWHERE:
-            files = replace(files, encoder=None)
-            family = detect(model.controls, config.model_type, files.decoder)
-        if files.encoder is not None:
-            check_pair(model, files.encoder)
-            encoder = open_encoder(
-                files.encoder,
-                EncoderOptions(
-                    config.encoder_threads,
-                    config.bpu_priority,
-                    config.cores(),
-                    config.encoder_device,
-                    config.n_gpu_layers != 0,
-                ),
-            )
-            undo.callback(encoder.close)
-            model.check_embedding_width(encoder.n_embd, files.encoder)
-            if not config.max_tiles:
-                config = replace(config, max_tiles=encoder.usual_tiles)
-            family = detect(model.controls, config.model_type, files.decoder)
-        # 4. template
+        # 5. template
         source = (
-            (family and family.template)
+            (chosen and chosen.template)
             or model.chat_template()
             or (CHATML if '<|im_start|>' in model.controls else PLAIN)
         )
@@ -133,11 +131,11 @@ def load(config: Config) -> Parts:
             source,
             model.controls,
             *model.bos_and_eos(),
-            family.image_mark if family else '',
-            trusted=bool(family and family.template),
+            chosen.image_mark if chosen else '',
+            trusted=bool(chosen and chosen.template),
         )
-        check_request(config, family)
-        if family is not None:
+        check_request(config, chosen)
+        if chosen is not None and not placed:
             context.mix()
         if config.warm_up:
             context.warm_up()
@@ -149,8 +147,43 @@ def load(config: Config) -> Parts:
             1000 * (perf_counter() - began),
         )
         return Parts(
-            config, model, context, encoder, files.encoder, family, template, undo.pop_all()
+            config, model, context, encoder, files.encoder, chosen, template, undo.pop_all()
         )
+
+
+def open_vision(
+    path: Path, decoder: Path, model: Model, config: Config, by_libmtmd: bool
+) -> tuple[Encoder, Family]:
+    """
+    Open a vision encoder, and find the family that it is of.
+
+    :param decoder: path of the language model, for messages
+    :param by_libmtmd: it cuts the pictures itself
+    """
+    options = EncoderOptions(
+        config.encoder_threads,
+        config.bpu_priority,
+        config.cores(),
+        config.encoder_device,
+        config.n_gpu_layers != 0,
+    )
+    if not by_libmtmd:
+        encoder = open_encoder(path, options)
+        try:
+            return encoder, detect(model.controls, config.model_type, decoder)
+        except ModelMismatch:
+            encoder.close()
+            raise
+    if config.encoder_device not in ('auto', 'libmtmd'):
+        raise ConfigError(
+            f'encoder_device is {config.encoder_device[:40]!r}, and only libmtmd reads {path}: '
+            'leave it at auto',
+            'encoder_device',
+        )
+    from .encoders.mtmd import MtmdEncoder
+
+    projector = projector_of(read_gguf(path).metadata)
+    return MtmdEncoder(path, projector, model, options), family('mtmd')
 
 
 def of_kind(path: Path | None, suffix: str) -> Path | None:
@@ -182,6 +215,8 @@ def check_request(config: Config, family: Family | None, find: bool = False) -> 
     :param find: boxes are wanted
     :raises ConfigError: one that this model, or such a request, cannot have
     """
+    if isinstance(family, Libmtmd):
+        check_uncut(config)
     if find and config.keep_image_tokens < 1:
         raise ConfigError(
             f'keep_image_tokens is {config.keep_image_tokens:g}, and boxes are wanted: where a '
@@ -194,3 +229,14 @@ def check_request(config: Config, family: Family | None, find: bool = False) -> 
             'for it: give one, or set thinking to false',
             'thinking',
         )
+
+
+def check_uncut(config: Config) -> None:
+    """Check the options of a request for a model whose pictures libmtmd cuts; as above."""
+    for name, unset in (('max_tiles', 0), ('fit', ''), ('keep_image_tokens', 1)):
+        if getattr(config, name) != unset:
+            raise ConfigError(
+                f'{name} is {getattr(config, name)!r}, and libmtmd cuts the pictures of this '
+                f'model as its makers do: leave it at {unset!r}',
+                name,
+            )

@@ -15,7 +15,7 @@ from .config import Config, PER_REQUEST
 from .engine.request import Request
 from .errors import ConfigError, PictureError
 from .families import boxes, grounding
-from .llama.kv_cache import common
+from .llama.ids import common
 from .option import unknown_option
 from .prompt import history
 from .prompt.history import Turn

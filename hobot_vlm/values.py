@@ -42,6 +42,23 @@ class ImageTiles:
     std: tuple[float, float, float]
 
 
+@dataclass(frozen=True, eq=False)
+class Placing:
+    """
+    How the embeddings of a tile stand among what the decoder reads; such a tile stays whole.
+
+    :param parts: int32 (3 or 4, tokens): the parts of each position as llama.cpp has them (time,
+        row, column, perhaps one more), counted from where the tile begins; None: one after the
+        other
+    :param length: positions from where it begins to what follows it
+    :param causal: whether each embedding sees only those before it; if not, all see all
+    """
+
+    parts: npt.NDArray[np.int32] | None
+    length: int
+    causal: bool
+
+
 @dataclass(eq=False)
 class Tile:
     """
@@ -49,11 +66,13 @@ class Tile:
 
     :param key: hash of what the embeddings depend on; equal keys mean equal embeddings
     :param tokens: embeddings of the tile; 0 until the encoder has run where only that tells
+    :param placing: where they stand, if not one after the other, each seeing those before it
     :param encoded: float32 (tokens, n_embd), C order, or why there is none
     """
 
     key: bytes
     tokens: int
+    placing: Placing | None = None
     encoded: Future[npt.NDArray[np.float32]] = field(default_factory=Future)
 
     @property
@@ -75,6 +94,8 @@ class ImageEmbedding:
     :param size: (width, height) of the picture in pixels, before it was cut
     :param seconds: when it is shown, for a frame of a video; None: a picture
     :param duration: of that video in seconds
+    :param layout: tokens, and places in ``tiles``, in the order in which they are read, where the
+        encoder has said so; empty: the family knows
     :param made_by: (tile size in pixels, fit) of the encoder elsewhere that made it; None: it was
         encoded here
     """
@@ -87,6 +108,7 @@ class ImageEmbedding:
     size: tuple[int, int]
     seconds: float | None = None
     duration: float = 0.0
+    layout: tuple[Tokens | int, ...] = ()
     made_by: tuple[int, str] | None = None
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TYPE_CHECKING
 from . import catalogue
 from .config import Config, ELSEWHERE, FAMILIES, PER_REQUEST
 from .encoded import EncodedImage
-from .encoders import EncoderOptions, open_encoder, VisionEncoder
+from .encoders import Encoder, EncoderOptions, open_encoder, PictureEncoder
 from .engine.image_encoder import ImageEncoder, ImageJob
 from .errors import ConfigError, ModelMismatch
 from .families import Family, family
@@ -35,7 +35,7 @@ class HasEncoder(Protocol):
     """What is known of the vision half of a loaded model."""
 
     @property
-    def encoder(self) -> VisionEncoder | None:
+    def encoder(self) -> Encoder | None:
         """Give what encodes; None: nothing here does."""
 
     @property
@@ -56,7 +56,7 @@ class VisionParts:
     """
 
     config: Config
-    encoder: VisionEncoder
+    encoder: Encoder
     encoder_path: Path
     family: Family
 
@@ -148,6 +148,11 @@ def encoded(parts: HasEncoder, job: ImageJob, config: Config) -> EncodedImage:
     :raises ModelMismatch: there is nothing here that encodes
     """
     images = wait(job)
+    if isinstance(parts.encoder, PictureEncoder):
+        raise ModelMismatch(
+            f'{parts.encoder_path} is cut by libmtmd, which needs the language model beside it: '
+            'pictures of such a model cannot be encoded for another machine'
+        )
     if parts.encoder is None or parts.encoder_path is None or parts.family is None:
         raise ModelMismatch('the vision encoder of this model is elsewhere: encode pictures there')
     if len(images) != 1:

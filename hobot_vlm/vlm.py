@@ -132,7 +132,7 @@ class VLM:
 
     @property
     def tile_size(self) -> int:
-        """Give the width and height of a tile in pixels; 0 for a model without pictures."""
+        """Give the width and height of a tile in pixels; 0 where there are none of one size."""
         return self.parts.encoder.tile_size if self.parts.encoder else 0
 
     @property
@@ -259,12 +259,10 @@ class VLM:
         state = conversation_file.read(path, self.identity, self.parts.model)
         n_ctx = self.parts.context.n_ctx
         if len(state.ids) > n_ctx:
-            raise StateError(
-                f'{path} holds {len(state.ids)} cells, and n_ctx is {n_ctx}: raise n_ctx'
-            )
+            raise StateError(f'{path} holds {len(state.ids)} cells: raise n_ctx ({n_ctx})')
         chat = Conversation(self, state.system_prompt, state.overflow, state.turns)
         if state.ids and not self.engine.call(
-            lambda: self._cache.restore(chat, state.ids, bytes(state.kv))
+            lambda: self._cache.restore(chat, state.ids, state.positions, bytes(state.kv))
         ):
             raise StateError(
                 f'llama.cpp does not take the cells in {path}: they are damaged, or of another '

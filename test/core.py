@@ -129,6 +129,7 @@ def sizes(seen: list[list[Run]]) -> list[int]:
 
 __all__ = [
     'Context',
+    'Run',
     'Refused',
     'batches',
     'cache',

@@ -18,6 +18,10 @@ from hobot_vlm.cli.main import main
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import make_mtmd_models  # noqa: E402
+
 PAGES = ('README.md', 'README_cn.md', 'docs/terminal.md', 'docs/models.md', 'docs/models_cn.md')
 #: commands that are not run here, and why
 NOT_RUN = {
@@ -29,6 +33,11 @@ NOT_RUN = {
     'export': 'sets a variable for what follows',
     'ros2': 'needs a ROS installation; test_docs checks the arguments, test/ros runs the node',
     'echo': 'writes to the start-up file of the shell; test_completion runs what it writes',
+}
+#: files of a model that libmtmd reads, and the small ones that stand in for them
+OTHER_MODEL = {
+    'mmproj-gemma-3-4b-it-f16.gguf': 'mmproj.gguf',
+    'gemma-3-4b-it-Q4_K_M.gguf': 'decoder.gguf',
 }
 #: a model of the hub that is asked, and the small one of its family that stands in for it
 CATALOGUE = """
@@ -90,6 +99,9 @@ def desk(tmp_path_factory) -> Path:
         (folder / name).symlink_to(ROOT / name)
     for name in ('vision.onnx', 'decoder.gguf'):
         (folder / name).symlink_to(MODELS / 'smolvlm' / name)
+    make_mtmd_models.write(folder)
+    for name, file in OTHER_MODEL.items():
+        (folder / name).symlink_to(folder / 'gemma3' / file)
     picture = cv2.imread(str(DEMO / 'sample.png'))
     for name in ('photo', 'left', 'right'):
         cv2.imwrite(str(folder / f'{name}.jpg'), picture)
@@ -122,7 +134,8 @@ def test_a_command_of_vlm(command, desk, monkeypatch, capsys):
     if '--camera' in words:  # OpenCV reads a video in place of a camera
         words[words.index('--camera') + 1] = 'clip.mp4'
     if '--model-file-name' in words:  # of a model that says nothing, a word is enough
-        words += ['--n-predict', '8', '--max-tiles', '1', '--llm-threads', '1']
+        words += ['--n-predict', '8', '--llm-threads', '1']
+        words += ['--max-tiles', '1'] if 'vision.onnx' in words else []
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert out.strip() or words[0] == 'download', err

@@ -1,5 +1,5 @@
 """
-Vision encoders: tiles in, embeddings out.
+Vision encoders: tiles or pictures in, embeddings out.
 
 An encoder knows one runtime. It knows nothing of prompts, of families or of the decoder.
 """
@@ -7,14 +7,19 @@ An encoder knows one runtime. It knows nothing of prompts, of families or of the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelFileError
-from ..values import ImageTiles
+from ..values import ImageTiles, Pixels, Placing, Tokens
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -36,22 +41,45 @@ class EncoderOptions:
     gpu: bool = False
 
 
-class VisionEncoder(ABC):
+class Encoder(ABC):
+    """
+    The vision half of a model.
+
+    ``n_embd`` is the width of its embeddings; ``elsewhere`` whether it leaves this CPU to others,
+    who may work meanwhile; ``tile_size`` the width and height of a tile in pixels, 0 where it
+    takes pictures of any size; ``usual_tiles`` how many tiles to cut unless the user says
+    otherwise, 0 for as many as the family's makers do.
+    """
+
+    n_embd: int
+    tile_size: int = 0
+    usual_tiles: int = 0
+    elsewhere: bool = False
+    runtime: str
+
+    def stop(self) -> None:  # noqa: B027  # not every runtime can
+        """End a run that is on its way, from any thread, where the runtime can be stopped."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the encoder holds; twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class VisionEncoder(Encoder):
     """
     Turns tiles into the embeddings that the decoder reads.
 
-    ``tile_size`` is the width and height of a tile in pixels; ``tokens`` the number of embeddings
-    per tile, or 0 where only running the model tells; ``n_embd`` their width; ``usual_tiles`` how
-    many tiles to cut unless the user says otherwise, 0 for as many as the family's makers do;
-    ``elsewhere`` whether it leaves this CPU to others, who may work meanwhile.
+    ``tokens`` is the number of embeddings per tile, or 0 where only running the model tells.
     """
 
     tile_size: int
     tokens: int
-    n_embd: int
-    usual_tiles: int = 0
-    elsewhere: bool = False
-    runtime: str
 
     @abstractmethod
     def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:
@@ -62,18 +90,42 @@ class VisionEncoder(ABC):
         :raises InferenceError: the runtime failed
         """
 
-    def stop(self) -> None:  # noqa: B027  # not every runtime can
-        """End a run that is on its way, from any thread, where the runtime can be stopped."""
+
+@dataclass(frozen=True, eq=False)
+class PicturePart:
+    """
+    A part of a picture that is encoded for itself.
+
+    :param tokens: its embeddings
+    :param placing: where they stand, if not one after the other
+    :param encode: gives them, float32 (tokens, n_embd); raises InferenceError
+    """
+
+    tokens: int
+    placing: Placing | None
+    encode: Callable[[], npt.NDArray[np.float32]]
+
+
+class PictureEncoder(Encoder):
+    """
+    Cuts pictures itself, and knows what stands around the parts.
+
+    ``places`` says whether positions or attention of the parts are not those of text, ``whole``
+    whether all embeddings of a part see each other, so that they must be decoded at once.
+    """
+
+    places: bool
+    whole: bool
 
     @abstractmethod
-    def close(self) -> None:
-        """Free what the encoder holds; twice is harmless."""
+    def cut(self, rgb: Pixels) -> list[Tokens | PicturePart]:
+        """
+        Cut a picture, without encoding it.
 
-    def __enter__(self) -> VisionEncoder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        :param rgb: uint8 (height, width, 3)
+        :return: token ids and parts, in the order in which the decoder reads them
+        :raises PictureError: it cannot be cut
+        """
 
 
 #: ``encoder_device``: whichever runtime is fastest

@@ -20,21 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import EncoderOptions, VisionEncoder
+from .libmtmd import mtmd
 from .mmproj_file import IDEFICS3, INTERNVL, MmprojFile
 from .pixels import check_embeddings, check_tiles
-from ..errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
+from ..errors import InferenceError, ModelFileError, ModelMismatch
 from ..llama.backend import last_errors, offloads, on_log, start_backend
 from ..machine import usable_cores
 from ..values import ImageTiles
-
-try:
-    from llama_cpp import mtmd_cpp as mtmd
-except (ImportError, OSError) as exc:
-    raise BackendMissing(
-        'this llama-cpp-python has no libmtmd',
-        'install llama-cpp-python 0.3.36 '
-        'or later with its default settings, or use an ONNX encoder',
-    ) from exc
 
 #: the node of the graph where positions have just been added to the patches
 POSITIONS_NODE = b'pos_embed'

@@ -7,11 +7,10 @@ Knows families and encoders; nothing of prompts, of the decoder or of who asks.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-import hashlib
 import os
 import threading
 from time import perf_counter
@@ -19,18 +18,20 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from .encoded_images import check_fits, NOT_ENCODED, to_embedding
+from .pieces import cut, hash_pixels
 from ..config import Config
 from ..encoded import EncodedImage
-from ..encoders import VisionEncoder
+from ..encoders import Encoder
 from ..encoders.selection import kept, select
 from ..errors import InferenceError, ModelMismatch
 from ..families import Family
 from ..futures import when_all
 from ..image.load import is_address, load_rgb
 from ..image.video import is_video, read_frames
-from ..values import Clip, ImageEmbedding, ImageSource, ImageTiles, Pixels, Progress, Tile, Video
+from ..values import Clip, ImageEmbedding, ImageSource, Pixels, Progress, Tile, Video
 
 #: bytes of embeddings that are kept; the oldest pictures leave first. 128 MB are 140 tiles of
 #: InternVL3-1B, and a thirtieth of the memory of the smallest board that these models run on.
@@ -67,7 +68,7 @@ class _Task:
     """A tile that waits for the encoder; ``jobs`` want it."""
 
     tile: Tile
-    pixels: ImageTiles | None  # until it is encoded
+    encode: Callable[[], npt.NDArray[np.float32]] | None  # until it is encoded
     image_key: bytes
     jobs: list[ImageJob]
     priority: int
@@ -78,7 +79,7 @@ class _Task:
 class ImageEncoder:
     """The vision half of a model; all methods are safe from any thread."""
 
-    def __init__(self, encoder: VisionEncoder | None, family: Family | None, n_embd: int = 0):
+    def __init__(self, encoder: Encoder | None, family: Family | None, n_embd: int = 0):
         """:param n_embd: width of the embeddings of pictures that come encoded"""
         self._encoder, self._family, self._n_embd = encoder, family, n_embd
         self.hits = self.misses = 0  # pictures that were known, and that were not
@@ -148,7 +149,7 @@ class ImageEncoder:
         """Say how far a job is."""
         with self._lock:
             total = len(job.tasks)
-            left = sum(task.pixels is not None for task in job.tasks)
+            left = sum(task.encode is not None for task in job.tasks)
             return Progress(total - left, total, self._estimate(left))
 
     @property
@@ -256,7 +257,7 @@ class ImageEncoder:
         assert self._family is not None
         check_fits(given, self._family, self._n_embd)
         share = config.keep_image_tokens
-        key = _hash(f'encoded {share}'.encode(), np.frombuffer(given.digest, np.uint8))
+        key = hash_pixels(f'encoded {share}'.encode(), np.frombuffer(given.digest, np.uint8))
         with self._lock:
             image = self._images.pop(key, None)
             self.hits, self.misses = self.hits + bool(image), self.misses + (not image)
@@ -271,8 +272,8 @@ class ImageEncoder:
         assert self._family is not None and self._encoder is not None
         height, width = rgb.shape[:2]
         share = config.keep_image_tokens
-        cut = f'{width} {height} {config.max_tiles} {config.fit} {share}'.encode()
-        key = _hash(cut, rgb)
+        wanted = f'{width} {height} {config.max_tiles} {config.fit} {share}'.encode()
+        key = hash_pixels(wanted, rgb)
         with self._lock:
             image = self._images.get(key)
             if image is not None and not any(map(_failed, image.tiles)):
@@ -281,22 +282,16 @@ class ImageEncoder:
                 self._want(image, job)
                 return image
             self.misses += 1
-        tiles = self._family.tiles(rgb, self._encoder.tile_size, config.max_tiles, config.fit)
-        keys = [_hash(f'{share}'.encode(), pixels) for pixels in tiles.pixels]
+        parts = cut(rgb, key, self._encoder, self._family, config)
         with self._lock:
             made = []
-            for i, tile_key in enumerate(keys):
-                tile = self._tiles.get(tile_key)
+            for piece in parts.pieces:
+                tile = self._tiles.get(piece.key)
                 if tile is None:
-                    tokens = kept(self._encoder.tokens, share)
-                    tile = self._tiles[tile_key] = Tile(tile_key, tokens)
-                    alone = replace(tiles, pixels=tiles.pixels[i : i + 1])
-                    task = _Task(tile, alone, key, [], priority, share)
-                    self._tasks.append(task)
+                    tile = self._tiles[piece.key] = Tile(piece.key, piece.tokens, piece.placing)
+                    self._tasks.append(_Task(tile, piece.encode, key, [], priority, share))
                 made.append(tile)
-            image = ImageEmbedding(
-                tuple(made), tiles.rows, tiles.columns, tiles.overview, key, (width, height)
-            )
+            image = parts.image(made, key, (width, height))
             self._want(image, job)
             self._images[key] = image
             self._work()
@@ -325,13 +320,8 @@ class ImageEncoder:
     def _run(self) -> None:
         while (task := self._next()) is not None:
             try:
-                assert self._encoder is not None and task.pixels is not None
-                data = np.ascontiguousarray(self._encoder.encode(task.pixels)[0], np.float32)
-                if self._encoder.tokens not in (0, len(data)):
-                    raise InferenceError(
-                        f'the vision encoder gave {len(data)} embeddings for a tile, and promised '
-                        f'{self._encoder.tokens}: export it again'
-                    )
+                assert task.encode is not None
+                data = task.encode()
                 if not np.isfinite(data).all():
                     raise InferenceError(
                         'the vision encoder gave numbers that are not finite: fetch its file again'
@@ -363,7 +353,7 @@ class ImageEncoder:
         with self._lock:
             task.seconds = perf_counter() - self._began
             self._seconds = task.seconds if whole else self._seconds
-            self._task, self._began, task.pixels = None, 0.0, None
+            self._task, self._began, task.encode = None, 0.0, None
             if task in self._tasks:
                 self._tasks.remove(task)
 
@@ -404,10 +394,3 @@ class ImageEncoder:
 
 def _failed(tile: Tile) -> bool:
     return tile.encoded.done() and tile.encoded.exception() is not None
-
-
-def _hash(start: bytes, pixels: Pixels) -> bytes:
-    """Hash pixels; 16 bytes are too many for two pictures to meet by chance or on purpose."""
-    digest = hashlib.sha256(start)
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.digest()[:16]

@@ -10,7 +10,8 @@ from collections.abc import Sequence as List
 
 from .sequence import Sequence, Status
 from ..errors import InferenceError
-from ..llama.kv_cache import common, KvCache
+from ..llama.ids import common
+from ..llama.kv_cache import KvCache
 
 #: tokens of an answer that must fit before its request is admitted. Few answers are as long as
 #: they may be, and one that grows beyond the room gives way and goes on later.

@@ -79,6 +79,7 @@ class Sequence:
     error: BaseException | None = None
     prompt: Prompt | None = None
     ids: list[int] = field(default_factory=list)  # of the prompt, then of the answer
+    positions: list[int] = field(default_factory=list)  # of the ids, and of what follows
     tokens: list[int] = field(default_factory=list)  # of the answer
     slot: Slot | None = None
     passed: int = 0  # tokens of other prompts that were prefilled while this one was ready
@@ -110,6 +111,7 @@ class Sequence:
                 sampler.close()
             return
         self.prompt, self.ids, self._sampler = prompt, list(prompt.ids), sampler
+        self.positions = list(prompt.positions)
         self._detokenizer = Detokenizer(self.request.stop, thinking)
         self._ready = perf_counter()
         if not self.ids:
@@ -136,7 +138,7 @@ class Sequence:
         """
         Give what to decode next; None while an embedding is missing.
 
-        :param most: entries at most
+        :param most: entries at most, but for a picture that must be decoded at once
         :param mixes: whether tokens and embeddings may be together
         :raises VlmError: a picture could not be encoded
         """
@@ -146,7 +148,7 @@ class Sequence:
             end = min(len(self.ids), start + most)
             entries: list[Entries] = [self.ids[start:end]]
         else:
-            end = min(self.prompt.ready(start), start + most)
+            end = self.prompt.reach(start, most)
             if end == start:
                 return None
             entries = list(self.prompt.entries(start, end))
@@ -154,7 +156,9 @@ class Sequence:
                 del entries[1:]
                 end = start + len(entries[0])
         whole = end == len(self.ids) and not self.prefill_only
-        return SlotRun(self.slot, self.ids[start:end], entries, whole)
+        return SlotRun(
+            self.slot, self.ids[start:end], entries, whole, self.positions[start : end + 1]
+        )
 
     def note_step(self, entries: int, seconds: float) -> None:
         """Take note of a step in which so many of the sequence's ids were prefilled."""
@@ -191,6 +195,7 @@ class Sequence:
             return self.finish('stop')
         self.tokens.append(token)
         self.ids.append(token)
+        self.positions.append(self.positions[-1] + 1)
         self._emit(self._detokenizer.feed(context.model.piece(token)))
         if self._detokenizer.stopped:
             self.finish('stop')
@@ -237,6 +242,7 @@ class Sequence:
             last = exc
         # what leads from here back to the request would keep it in memory until Python tidies up
         self.slot, self.prompt, self.conversation, self.ids = None, None, None, []
+        self.positions = []
         self.remember, self.conclude, self.encode = _ignore, _same, _no_time
         self.finished.set_result(None)
         self.mailbox.put(last)

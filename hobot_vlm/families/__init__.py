@@ -23,9 +23,7 @@ class Family(ABC):
 
     :cvar name: as it stands in messages and in the catalogue
     :cvar model_type: its number among the options
-    :cvar mean: per channel, of pixels scaled to 0..1
-    :cvar std: per channel
-    :cvar default_fit: how its makers bring a picture to the shape of a tile
+    :cvar default_fit: how its makers bring a picture to the shape that coordinates count in
     :cvar marks: the control tokens by which it is known, for messages
     :cvar template: its Jinja chat template; empty: the one of the model file
     :cvar image_mark: what the template writes for a picture, if it wants turns as lists of parts
@@ -35,8 +33,6 @@ class Family(ABC):
 
     name: str
     model_type: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     default_fit: str
     marks: str
     template: str = ''
@@ -87,6 +83,18 @@ class Family(ABC):
         """
         return self.parts(frames, [f'Frame{i + 1}' for i in range(len(frames))], controls)
 
+
+class TileFamily(Family):
+    """
+    A family whose pictures are cut here.
+
+    :cvar mean: per channel, of pixels scaled to 0..1
+    :cvar std: per channel
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
     @abstractmethod
     def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         """
@@ -108,14 +116,14 @@ def family(name: str) -> Family:
 
 def detect(controls: Collection[str], model_type: int, path: Path) -> Family:
     """
-    Find the family of a language model.
+    Find the family of a language model by its vocabulary, which any but those of libmtmd have.
 
     :param controls: the model's control tokens
     :param model_type: the number that the user gave, or -1
     :param path: of the model file, for messages
     :raises ModelMismatch: it has the marks of no family, or not those of the one asked for
     """
-    families = [family(name) for name in FAMILIES]
+    families = [family(name) for name in FAMILIES if name != 'mtmd']
     wanted = [f for f in families if model_type in (-1, f.model_type)]
     # SmolVLM's marks are its own, while InternVL's stand in other vocabularies too
     for candidate in reversed(wanted):

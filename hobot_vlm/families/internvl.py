@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from . import Family
+from . import Family, TileFamily
 from ..image.resize import BICUBIC, cut, place
 from ..values import Control, ImageEmbedding, ImageTiles, Part, Pixels, Span, TileSpan
 
@@ -50,7 +50,7 @@ GPT_OSS = (
 )
 
 
-class InternVL(Family):
+class InternVL(TileFamily):
     """Tiles row by row, then the whole picture as a thumbnail if there is more than one tile."""
 
     name = 'internvl'

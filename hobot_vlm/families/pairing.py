@@ -2,11 +2,12 @@
 Whether a vision encoder and a language model are halves of one model.
 
 Goes by what both files say of themselves: equal widths alone are no sign, since many models share
-one. Knows the projector types of llama.cpp; opens headers and runs nothing.
+one. Knows projector types of llama.cpp; opens headers and runs nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from . import Family, family
@@ -31,6 +32,45 @@ ARCHITECTURES = {
 
 KEYS = ('clip.projector_type', 'clip.vision.projector_type')
 
+#: ``model_type`` of whatever libmtmd knows
+ANY = 2
+
+
+def for_libmtmd(encoder: Path | None, model_type: int) -> bool:
+    """
+    Say whether libmtmd is to cut the pictures of a model: what no other family here reads.
+
+    :param model_type: as the user has it; -1: the files tell
+    :raises ModelFileError: the header of an mmproj is damaged
+    :raises ModelMismatch: libmtmd is asked for, and this is no file of llama.cpp; or another
+        family is, and this file is of none
+    """
+    if encoder is None or encoder.suffix != '.gguf':
+        if model_type == ANY and encoder is not None:
+            raise ModelMismatch(
+                f'model_type is {ANY}, for encoders that libmtmd runs, and {encoder} is none: '
+                'give an mmproj file of llama.cpp (.gguf), or leave model_type at -1'
+            )
+        return False
+    metadata = read_gguf(encoder).metadata
+    projector = projector_of(metadata)
+    if model_type == ANY:
+        return True
+    if metadata.get('general.architecture') != 'clip' or projector in (*PROJECTORS, ''):
+        return False
+    if model_type != -1:
+        raise ModelMismatch(
+            f'model_type is {model_type}, and {encoder} is of the projector type '
+            f'{projector[:40]!r}, which is of another family: leave model_type at -1'
+        )
+    return True
+
+
+def projector_of(metadata: Mapping[str, object]) -> str:
+    """Give the projector type of an mmproj file by its header; empty where it has none."""
+    found = next((metadata[key] for key in KEYS if metadata.get(key)), '')
+    return found if isinstance(found, str) else ''
+
 
 def family_of(encoder: Path) -> Family | None:
     """
@@ -38,21 +78,17 @@ def family_of(encoder: Path) -> Family | None:
 
     :raises ModelFileError: the header of an mmproj is damaged
     """
-    name = PROJECTORS.get(_projector(encoder)) if encoder.suffix == '.gguf' else None
+    if encoder.suffix != '.gguf':
+        return None
+    name = PROJECTORS.get(projector_of(read_gguf(encoder).metadata))
     return family(name) if name else None
 
 
-def _projector(encoder: Path) -> str:
-    """Give the projector type of an mmproj; empty where it is none that a name can be."""
-    metadata = read_gguf(encoder).metadata
-    projector = next((metadata[key] for key in KEYS if key in metadata), '')
-    return projector if isinstance(projector, str) else ''
-
-
-def check_pair(model: Model, encoder: Path) -> None:
+def check_pair(model: Model, encoder: Path, model_type: int = -1) -> None:
     """
     Check that a vision encoder belongs to a language model, as far as the files tell.
 
+    :param model_type: as the user has it; libmtmd asks no vocabulary for its marks
     :raises ModelMismatch: it does not
     :raises ModelFileError: the header of an mmproj is damaged
     """
@@ -65,11 +101,11 @@ def check_pair(model: Model, encoder: Path) -> None:
                 'that mmproj (.gguf) in model_file_name, or another language model'
             )
         return
-    projector = _projector(encoder)
+    projector = projector_of(read_gguf(encoder).metadata)
     if not projector:
         return  # opening the encoder says what is wrong with it
     cure = 'give the encoder and the decoder of one model'
-    name = PROJECTORS.get(projector)
+    name = PROJECTORS.get(projector) if model_type != ANY else None
     if name and not family(name).knows(model.controls):
         others = [each for each in FAMILIES if family(each).knows(model.controls)]
         raise ModelMismatch(

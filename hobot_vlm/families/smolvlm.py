@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 import math
 
-from . import Family
+from . import TileFamily
 from ..image.resize import cut, LANCZOS, place, resize
 from ..values import Control, ImageEmbedding, ImageTiles, Part, Pixels, Span, Text, TileSpan
 
@@ -33,7 +33,7 @@ TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'.split()
 AROUND, GLOBAL = '<fake_token_around_image>', '<global-img>'
 
 
-class SmolVLM(Family):
+class SmolVLM(TileFamily):
     """Tiles row by row, then the global picture; or the global picture alone."""
 
     name = 'smolvlm'

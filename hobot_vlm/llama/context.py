@@ -47,6 +47,9 @@ FLASH_ATTENTION = {'auto': -1, 'off': 0, 'on': 1}  # llama_flash_attn_type
 #: most tokens per computed step, however long a batch is; llama.cpp's own default
 MAX_UBATCH = 512
 
+#: embeddings of the largest picture of a model that needs it whole: Gemma 4's limit in clip.cpp
+LARGEST_PICTURE = 1120
+
 #: share of the largest logit by which a token and its embedding may differ in their results
 SAME_LOGITS = 1e-3
 
@@ -59,8 +62,37 @@ class Outcome(Enum):
     NO_ROOM = 'no room'  # nothing was written
 
 
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """
+    Embeddings that say themselves where they stand, or how they see each other.
+
+    :param data: float32 (entries, n_embd)
+    :param positions: int32 (3 or 4, entries): the parts of each position as llama.cpp has them,
+        the last one 0 if it is missing; None: one after the other
+    :param causal: whether each sees only those before it; if not, they are decoded alone
+    """
+
+    data: npt.NDArray[np.float32]
+    positions: npt.NDArray[np.int32] | None
+    causal: bool
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
 #: what is decoded in a row: token ids, or embeddings, float32 (entries, n_embd)
-Entries = Sequence[int] | npt.NDArray[np.float32]
+Entries = Sequence[int] | npt.NDArray[np.float32] | Placed
+
+
+def is_embedded(entries: Entries) -> bool:
+    """Say whether entries are embeddings."""
+    return isinstance(entries, (np.ndarray, Placed))
+
+
+def alone(entries: Entries) -> bool:
+    """Say whether entries must be a batch of their own."""
+    return isinstance(entries, Placed) and not entries.causal
 
 
 @dataclass
@@ -69,7 +101,7 @@ class Run:
     Consecutive entries of one sequence in a batch.
 
     :param seq: llama.cpp's number of the sequence
-    :param position: of the first entry
+    :param position: of the first entry, unless the entries say it themselves
     :param logits: whether those of the last entry are wanted
     """
 
@@ -81,7 +113,7 @@ class Run:
     @property
     def embedded(self) -> bool:
         """Whether the entries are embeddings."""
-        return isinstance(self.entries, np.ndarray)
+        return is_embedded(self.entries)
 
 
 class Context:
@@ -93,6 +125,7 @@ class Context:
     :param threads: 0: one per usable core
     :param cache_type: one of ``CACHE_TYPES``
     :param flash_attention: one of ``FLASH_ATTENTION``
+    :param whole_pictures: some pictures must be decoded at once, however small ``n_batch`` is
     :raises ModelFileError: there is no memory for it
     """
 
@@ -105,6 +138,7 @@ class Context:
         threads: int = 0,
         cache_type: str = 'f16',
         flash_attention: str = 'auto',
+        whole_pictures: bool = False,
     ):
         self.model = model
         self._on_close = ExitStack()
@@ -117,8 +151,10 @@ class Context:
         # 1. the context
         settings = lib.llama_context_default_params()
         settings.n_ctx = n_ctx
-        settings.n_batch = self.n_batch
-        settings.n_ubatch = min(self.n_batch, MAX_UBATCH)
+        room = max(self.n_batch, min(n_ctx, LARGEST_PICTURE)) if whole_pictures else self.n_batch
+        settings.n_batch = room
+        self._n_step = room if whole_pictures else min(room, MAX_UBATCH)
+        settings.n_ubatch = self._n_step
         settings.n_seq_max = MAX_SEQUENCES
         settings.kv_unified = True  # any sequence may use any cell
         settings.type_k, settings.type_v = CACHE_TYPES[cache_type]
@@ -144,8 +180,11 @@ class Context:
         self._stop = ctypes.create_string_buffer(2)
         self._install_stop()
         # 3. the arrays that every batch points into; llama.cpp reads them where they lie
-        n = self.n_batch
-        self._tokens, self._positions = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        n = room
+        self._tokens = np.zeros(n, np.int32)
+        self._parts = 4 if model.has_several_positions else 1  # of the position of an embedding
+        self._placed = np.zeros((self._parts, n), np.int32)  # and as a batch has them:
+        self._positions = np.zeros(self._parts * n, np.int32)
         self._seqs, self._logits = np.zeros(n, np.int32), np.zeros(n, np.int8)
         self._one = np.ones(n, np.int32)
         self._seq_pointers = self._seqs.ctypes.data + 4 * np.arange(n, dtype=np.uint64)
@@ -224,6 +263,8 @@ class Context:
         It does where an embedding from the table of its file is read as its token is; some models
         scale or widen them on the way. Uses cell 0 of sequence 0, which must be free.
         """
+        if self._parts > 1:  # a token has one part of a position, and an embedding four
+            return False
         try:
             table = EmbeddingTable(self.model.path, self.model.n_embd, self.model.n_vocab)
         except ModelFileError as exc:
@@ -258,28 +299,45 @@ class Context:
         :raises InferenceError: llama.cpp failed
         """
         as_embeddings = any(run.embedded for run in runs)
+        sees_all = any(alone(run.entries) for run in runs)
+        n = sum(len(run.entries) for run in runs)
+        if sees_all and n > self._n_step:
+            raise InferenceError(
+                f'a picture of {n} embeddings must be decoded at once, and there is room for '
+                f'{self._n_step}: set n_batch to {n} or more, and n_ctx no lower'
+            )
         n = 0
         for run in runs:
-            end = n + len(run.entries)
-            self._positions[n:end] = np.arange(run.position, run.position + end - n)
+            entries, end = run.entries, n + len(run.entries)
+            self._placed[:, n:end] = np.arange(run.position, run.position + end - n)
             self._seqs[n:end] = run.seq
             self._logits[n:end] = 0
             self._logits[end - 1] = run.logits
-            if not as_embeddings:
-                self._tokens[n:end] = run.entries
-            elif isinstance(run.entries, np.ndarray):
-                self._embeddings[n:end] = run.entries
+            if isinstance(entries, Placed):
+                self._embeddings[n:end] = entries.data
+                if entries.positions is not None:
+                    self._placed[:, n:end] = 0
+                    self._placed[: len(entries.positions), n:end] = entries.positions
+            elif not as_embeddings:
+                self._tokens[n:end] = entries
+            elif isinstance(entries, np.ndarray):
+                self._embeddings[n:end] = entries
             else:
                 assert self._table is not None
-                self._table.look_up(run.entries, self._embeddings[n:end])
+                self._table.look_up(entries, self._embeddings[n:end])
             n = end
+        self._positions[: self._parts * n] = self._placed[:, :n].reshape(-1)
         batch = self._batch
         batch.n_tokens = n
         pointers: tuple[Any, Any] = (self._token_pointer, None)
         if as_embeddings:
             pointers = (None, self._embedding_pointer)
         batch.token, batch.embd = pointers
+        if sees_all:
+            lib.llama_set_causal_attn(self.handle, False)
         status = lib.llama_decode(self.handle, batch)
+        if sees_all:
+            lib.llama_set_causal_attn(self.handle, True)
         if status == 0:
             return Outcome.DONE
         if status == 1:

@@ -3,7 +3,8 @@ The KV cache: which slot holds what, and who gives way when it is full.
 
 A slot is one sequence of llama.cpp. It remembers what its cells hold, so that a prompt that starts
 like an earlier one is not decoded again; cells of a prefix that several slots share are held once.
-For the models served here positions and cells are the same numbers: no family uses M-RoPE.
+A position is not the number of a cell: with M-RoPE all cells of a picture begin at one position,
+and what follows stands as many positions later as the picture is high or wide.
 """
 
 from __future__ import annotations
@@ -15,36 +16,27 @@ import weakref
 
 from llama_cpp import llama_cpp as lib
 
-from .context import Context, Entries, MAX_SEQUENCES, Outcome, Run
+from .context import alone, Context, Entries, is_embedded, MAX_SEQUENCES, Outcome, Run
+from .ids import common, without_part
 from ..errors import InferenceError
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the first ids that are the same."""
-    low, high = 0, min(len(one), len(other))
-    # whole lists compare much faster than id by id: halve towards the first difference
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 class Slot:
     """
     One sequence of the KV cache; made by ``KvCache``.
 
-    ``ids`` is what its cells hold, as in ``Prompt.ids``; ``in_use`` says whether a request runs in
-    it, which keeps its cells; ``private`` that they come from a file, which may hold anything:
-    only its own conversation goes on with them.
+    ``ids`` is what its cells hold, as in ``Prompt.ids``, ``positions`` where each of them stands,
+    and where the next one will; ``in_use`` says whether a request runs in it, which keeps its
+    cells; ``private`` that they come from a file, which may hold anything: only its own
+    conversation goes on with them; ``cut`` that layers with a sliding window lack their first
+    cells, as llama.cpp saves no more than the window: such a slot grows, or is emptied.
     """
 
     def __init__(self, seq: int):
         self.seq = seq
         self.ids: list[int] = []
-        self.in_use = self.private = False
+        self.positions = [0]
+        self.in_use = self.private = self.cut = False
         self.conversation: weakref.ref[object] | None = None
 
     @property
@@ -84,6 +76,7 @@ class SlotRun:
     :param ids: of the entries
     :param entries: token ids and embeddings in turn
     :param logits: whether those of the last entry are wanted
+    :param positions: of each id and of what follows; empty: one after the other
     :param entry: place of the last entry in the batch, once it has run
     """
 
@@ -91,6 +84,7 @@ class SlotRun:
     ids: Sequence[int]
     entries: Sequence[Entries]
     logits: bool = False
+    positions: Sequence[int] = ()
     entry: int = -1
 
 
@@ -177,8 +171,9 @@ class KvCache:
         if length <= len(slot.ids) or not (self.context.rewinds or length == len(best.ids)):
             return
         self.rewind(slot, 0)
-        lib.llama_memory_seq_cp(self.context.memory, best.seq, slot.seq, 0, length)
-        slot.ids = list(ids[:length])
+        positions = best.positions[: length + 1]
+        lib.llama_memory_seq_cp(self.context.memory, best.seq, slot.seq, 0, positions[-1])
+        slot.ids, slot.positions = list(ids[:length]), positions
         self._touch(best)
         self._touch(slot)
 
@@ -187,13 +182,17 @@ class KvCache:
         slot.in_use = False
 
     def rewind(self, slot: Slot, length: int) -> None:
-        """Forget all but the first ids of a slot."""
-        if not lib.llama_memory_seq_rm(self.context.memory, slot.seq, length, -1):
+        """Forget all but the first ids of a slot; a tile that must stay whole goes whole."""
+        length = without_part(slot.ids, length)
+        if slot.cut and length < len(slot.ids):
+            length = 0
+        first = slot.positions[length]
+        if not lib.llama_memory_seq_rm(self.context.memory, slot.seq, first, -1):
             # a recurrent model cannot forget a part: forget all
             lib.llama_memory_seq_rm(self.context.memory, slot.seq, -1, -1)
             length = 0
-        del slot.ids[length:]
-        slot.private = slot.private and length > 0
+        del slot.ids[length:], slot.positions[length + 1 :]
+        slot.private, slot.cut = slot.private and length > 0, slot.cut and length > 0
 
     def _touch(self, slot: Slot) -> None:
         self._slots.remove(slot)
@@ -213,25 +212,15 @@ class KvCache:
         """
         Decode one batch, emptying idle slots where it needs their room.
 
-        :param runs: at most ``n_batch`` entries, one run a slot. Where the context does not mix,
-            each has either tokens or embeddings, and only tokens want logits
-        :return: DONE; else no slot has changed
-        :raises InferenceError: llama.cpp failed; no slot has changed
+        :param runs: one run a slot, and at most ``n_batch`` entries but for those that run alone.
+            Where the context does not mix, each has either tokens or embeddings, and only tokens
+            want logits
+        :return: DONE; else no slot has changed, but that it may lack a tile that was not whole
+        :raises InferenceError: llama.cpp failed; as above
         """
-        batches: list[list[Run]] = [[], []]  # embeddings first: the logits are of the last batch
-        lengths = [0, 0]
-        for run in runs:
-            at = len(run.slot.ids)
-            for entries in run.entries:
-                flat = Run(run.slot.seq, at, entries)
-                number = 0 if flat.embedded or self.context.mixes else 1
-                batches[number].append(flat)
-                lengths[number] += len(entries)
-                at += len(entries)
-            flat.logits, run.entry = run.logits, lengths[number] - 1
         outcome = Outcome.DONE
         try:
-            for batch in filter(None, batches):
+            for batch in self._batches(runs):
                 outcome = self._run(batch)
                 if outcome is not Outcome.DONE:
                     break
@@ -241,11 +230,31 @@ class KvCache:
         finally:
             for run in runs:
                 if outcome is Outcome.DONE:
-                    run.slot.ids += run.ids
-                    self._bottom.note(run.slot, run.ids)
+                    slot, last = run.slot, run.slot.positions[-1]
+                    slot.ids += run.ids
+                    slot.positions += run.positions[1:] or range(last + 1, last + 1 + len(run.ids))
+                    self._bottom.note(slot, run.ids)
                 else:
                     self.rewind(run.slot, len(run.slot.ids))
         return outcome
+
+    def _batches(self, runs: Sequence[SlotRun]) -> list[list[Run]]:
+        """Put entries together that may be; embeddings first: the logits are of the last batch."""
+        embeddings: list[Run] = []
+        tokens: list[Run] = []
+        singles: list[list[Run]] = []
+        for run in runs:
+            at = run.slot.positions[-1]
+            for entries in run.entries:
+                flat = Run(run.slot.seq, at, entries)
+                at += len(entries)
+                mixed = is_embedded(entries) or self.context.mixes
+                batch = [] if alone(entries) else embeddings if mixed else tokens
+                batch.append(flat)
+                if alone(entries):
+                    singles.append(batch)
+            flat.logits, run.entry = run.logits, sum(len(one.entries) for one in batch) - 1
+        return [batch for batch in (embeddings, *singles, tokens) if batch]
 
     def _run(self, batch: list[Run]) -> Outcome:
         while (outcome := self.context.run(batch)) is Outcome.NO_ROOM and self.evict():
@@ -279,33 +288,42 @@ class KvCache:
             raise InferenceError(f'llama.cpp cannot save a sequence of {len(slot.ids)} cells')
         return data
 
-    def restore(self, conversation: object, ids: Sequence[int], state: bytes) -> bool:
+    def restore(
+        self, conversation: object, ids: Sequence[int], positions: Sequence[int], state: bytes
+    ) -> bool:
         """
         Give a conversation the cells that ``state`` wrote.
 
+        :param positions: of each id, and of what follows
         :return: False if llama.cpp does not take them: they are damaged or do not fit
         """
         slot = self.acquire(conversation, ())
         try:
-            while not self._write(slot, ids, state):
+            while not self._write(slot, ids, positions, state):
                 if not self.evict():
                     return False
         finally:
             self.release(slot)
         return True
 
-    def _write(self, slot: Slot, ids: Sequence[int], state: bytes) -> bool:
+    def _write(
+        self, slot: Slot, ids: Sequence[int], positions: Sequence[int], state: bytes
+    ) -> bool:
         self.rewind(slot, 0)
         data = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
         size = lib.llama_state_seq_set_data(self.context.handle, data, len(state), slot.seq)
         memory = self.context.memory
-        first_and_last = (
-            lib.llama_memory_seq_pos_min(memory, slot.seq),
-            lib.llama_memory_seq_pos_max(memory, slot.seq),
-        )
-        first = 0 if self.context.rewinds else len(ids) - 1  # a recurrent model keeps the last
-        if size != len(state) or first_and_last != (first, len(ids) - 1):
+        first = lib.llama_memory_seq_pos_min(memory, slot.seq)
+        last = positions[len(ids) - 1]
+        kept = 0 if self.context.rewinds else last  # a recurrent model keeps the last
+        cut = lib.llama_model_n_swa(self.context.model.handle) > 0 and first > kept
+        if (
+            size != len(state)
+            or lib.llama_memory_seq_pos_max(memory, slot.seq) != last
+            or (first != kept and not cut)
+        ):
             self.rewind(slot, 0)
             return False
-        slot.ids, slot.private = list(ids), True
+        slot.cut = cut
+        slot.ids, slot.positions, slot.private = list(ids), list(positions), True
         return True

@@ -52,6 +52,7 @@ def check_loads(
     *,
     lora: Path | None = None,
     mmproj: Path | None = None,
+    by_libmtmd: bool = False,
     onnx: Path | None = None,
     n_gpu_layers: int = 0,
     cache_type: str = 'f16',
@@ -62,13 +63,17 @@ def check_loads(
 
     :param lora: adapter for the decoder
     :param mmproj: encoder of llama.cpp
+    :param by_libmtmd: which cuts pictures, too, and for that is given the decoder
     :param onnx: encoder of ONNX Runtime, whose graph may run for ever or take any memory
     :param n_gpu_layers: and the two below it, as the model will be loaded
     :raises ModelFileError: they do, or loading them takes longer than it can
     """
     images = str(mmproj is not None or onnx is not None)
     _check({'decoder': decoder, 'lora': lora}, n_gpu_layers, cache_type, flash_attention, images)
-    _check({'mmproj': mmproj})
+    if by_libmtmd:
+        _check({'pictures': mmproj, 'vocabulary': decoder})
+    else:
+        _check({'mmproj': mmproj})
     _check({'onnx': onnx})
 
 

@@ -16,7 +16,7 @@ import re
 import sys
 from typing import Any
 
-from .gguf import parts
+from .gguf import parts, read_gguf
 
 #: Memory that an ONNX file may take: the tiles and the runtime, and some copies of its weights.
 ONNX_MEMORY, ONNX_COPIES = 2 << 30, 4
@@ -25,6 +25,8 @@ ONNX_MEMORY, ONNX_COPIES = 2 << 30, 4
 NO_MEMORY = 3
 #: How it says that a decoder gives numbers that are none.
 NOT_FINITE = 4
+#: Height and width of the pictures that libmtmd is given: a wide one, and a square.
+TRIED = ((120, 640), (300, 300))
 NO_MEMORY_WORDS = re.compile('bad_alloc|[Ff]ailed to allocate|[Oo]ut of memory|MemoryError')
 
 
@@ -40,7 +42,7 @@ def model_files(path: Path) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Load and run the files that are named; how it ends is the verdict."""
     parser = argparse.ArgumentParser()
-    for role in ('decoder', 'lora', 'mmproj', 'onnx'):
+    for role in ('decoder', 'lora', 'mmproj', 'pictures', 'vocabulary', 'onnx'):
         parser.add_argument(f'--{role}', type=Path)
     parser.add_argument('settings', nargs='*')
     options = parser.parse_args(arguments)
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run_decoder(options.decoder, options.lora, *options.settings)
     if options.mmproj:
         _run_encoder(options.mmproj)
+    if options.pictures:
+        _run_libmtmd(options.pictures, options.vocabulary)
     if options.onnx:
         _run_onnx(options.onnx)
 
@@ -139,8 +143,7 @@ def _run_decoder(
     if lib.llama_memory_can_shift(memory):
         lib.llama_memory_seq_add(memory, 0, 1, -1, -1)
     decode(batch, 1, len(tokens) + 1, 0)
-    several = (lib.LLAMA_ROPE_TYPE_MROPE, lib.LLAMA_ROPE_TYPE_IMROPE)
-    if images != 'True' or lib.llama_model_rope_type(model.handle) in several:
+    if images != 'True' or model.has_several_positions:  # those are tried with their encoder
         return
     embeddings = lib.llama_batch_init(64, model.n_embd, 1)
     ctypes.memset(embeddings.embd, 0, 4 * 4 * model.n_embd)
@@ -159,6 +162,30 @@ def _run_encoder(path: Path) -> None:
         pixels = np.zeros((2, encoder.tile_size, encoder.tile_size, 3), np.uint8)
         half = (0.5, 0.5, 0.5)
         encoder.encode(ImageTiles(pixels, 1, 1, True, half, half))
+
+
+def _run_libmtmd(path: Path, decoder: Path) -> None:
+    """Let libmtmd cut and encode pictures, and the decoder read one of them as it says."""
+    import numpy as np
+
+    from .context import Context, MAX_SEQUENCES, Placed, Run
+    from .model import Model
+    from ..encoders import EncoderOptions, PicturePart
+    from ..encoders.mtmd import MtmdEncoder
+    from ..families.pairing import projector_of
+
+    _begin('pictures')
+    projector = projector_of(read_gguf(path).metadata)
+    model = Model(parts(decoder)[0])
+    with MtmdEncoder(path, projector, model, EncoderOptions()) as encoder:
+        for height, width in TRIED:
+            found = encoder.cut(np.full((height, width, 3), 128, np.uint8))
+        part = next(part for part in found if isinstance(part, PicturePart))
+        data, placing = part.encode(), part.placing
+    places = (None, True) if placing is None else (placing.parts, placing.causal)
+    room = max(len(data), MAX_SEQUENCES)
+    context = Context(model, n_ctx=room, n_batch=room, whole_pictures=True)
+    context.run([Run(0, 0, Placed(data, *places))])
 
 
 def _run_onnx(path: Path) -> None:

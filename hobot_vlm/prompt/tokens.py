@@ -6,11 +6,13 @@ Knows a vocabulary and nothing of templates. What a person wrote never becomes a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..errors import PromptError
-from ..llama.context import Entries
+from ..llama.context import Entries, Placed
+from ..llama.ids import embedding_ids
 from ..llama.model import Model
 from ..values import Control, Span, Text, Tile, TileSpan, Tokens
 
@@ -32,6 +34,28 @@ class Prompt:
     def image_tokens(self) -> int:
         """Count the embeddings."""
         return sum(tile.tokens for _, tile in self.tiles)
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """Where each id stands, and where what follows will."""
+        return positions(self.ids, (tile for _, tile in self.tiles))
+
+    def reach(self, start: int, most: int) -> int:
+        """
+        Give the end of what may be decoded from ``start`` on; where nothing is ready, ``start``.
+
+        :param most: entries at most, but for a tile whose embeddings all see all
+        :raises VlmError: a picture could not be encoded
+        """
+        ready = self.ready(start)
+        end = min(ready, start + most)
+        for first, tile in self.tiles:
+            if tile.placing and not tile.placing.causal and first < end:
+                if first == start:
+                    return first + tile.tokens
+                if first > start:
+                    return first
+        return end
 
     def ready(self, start: int) -> int:
         """
@@ -56,10 +80,43 @@ class Prompt:
             if start < first:
                 yield self.ids[start : min(first, end)]
             if first < end:
-                yield tile.data[max(start - first, 0) : end - first]
+                yield self._embeddings(tile, first, max(start, first), min(end, last))
             start = last
         if start < end:
             yield self.ids[start:end]
+
+    def _embeddings(self, tile: Tile, first: int, start: int, end: int) -> Entries:
+        """Give a part of a tile that begins at ``first``, by places in ``ids``."""
+        data, placing = tile.data[start - first : end - first], tile.placing
+        if placing is None:
+            return data
+        parts = placing.parts
+        if parts is not None:
+            parts = parts[:, start - first : end - first] + self.positions[first]
+        return Placed(data, parts, placing.causal)
+
+
+def positions(ids: Sequence[int], tiles: Iterable[Tile]) -> list[int]:
+    """
+    Give where each id stands, and where what follows will.
+
+    :param tiles: all whose embeddings are among the ids, each once or more
+    """
+    placings = {ids_of(tile)[0]: (tile.tokens, tile.placing) for tile in tiles if tile.placing}
+    if not placings:
+        return list(range(len(ids) + 1))
+    found: list[int] = []
+    at = place = 0
+    while place < len(ids):
+        tokens, placing = placings.get(ids[place], (1, None))
+        if placing is None or placing.parts is None:
+            found += range(at, at + tokens)
+            at += tokens
+        else:
+            found += (placing.parts[0] + at).tolist()
+            at += placing.length
+        place += tokens
+    return [*found[: len(ids)], at]
 
 
 def to_prompt(model: Model, spans: Sequence[Span]) -> Prompt:
@@ -84,14 +141,13 @@ def to_prompt(model: Model, spans: Sequence[Span]) -> Prompt:
             prompt.ids += span.ids
         elif isinstance(span, TileSpan):
             prompt.tiles.append((len(prompt.ids), span.tile))
-            prompt.ids += embedding_ids(span.tile)
+            prompt.ids += ids_of(span.tile)
     return prompt
 
 
-def embedding_ids(tile: Tile) -> list[int]:
+def ids_of(tile: Tile) -> list[int]:
     """Name the embeddings of a tile."""
-    first = (int.from_bytes(tile.key, 'big') << 32) + 1
-    return [-(first + i) for i in range(tile.tokens)]
+    return embedding_ids(tile.key, tile.tokens, whole=tile.placing is not None)
 
 
 def tokenize_plainly(model: Model, text: str) -> list[int]:

@@ -374,15 +374,7 @@ class VLM:
         """
         config = self.maker.config_of(Request('.'), conversation.system_prompt)
         ids = self.maker.start(config, conversation.turns).ids
-
-        def state() -> bytearray | None:
-            slot = self._cache.slot_of(conversation)
-            if slot is None or not ids or slot.ids[: len(ids)] != ids:
-                return None
-            self._cache.rewind(slot, len(ids))
-            return self._cache.state(slot) if slot.ids == ids else None
-
-        cells = self.engine.call(state)
+        cells = self.engine.call(lambda: self._cache.state_of(conversation, ids))
         return None if cells is None else (ids, cells)
 
     # -- the end -----------------------------------------------------------------------------

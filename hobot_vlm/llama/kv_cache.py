@@ -288,6 +288,14 @@ class KvCache:
             raise InferenceError(f'llama.cpp cannot save a sequence of {len(slot.ids)} cells')
         return data
 
+    def state_of(self, conversation: object, ids: Sequence[int]) -> bytearray | None:
+        """Give the cells of a conversation that begins with ids; None: others took its slot."""
+        slot = self.slot_of(conversation)
+        if slot is None or not ids or slot.ids[: len(ids)] != ids:
+            return None
+        self.rewind(slot, len(ids))
+        return self.state(slot) if slot.ids == ids else None
+
     def restore(
         self, conversation: object, ids: Sequence[int], positions: Sequence[int], state: bytes
     ) -> bool:

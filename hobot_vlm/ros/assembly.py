@@ -153,10 +153,10 @@ class Assembly:
                 f'feed_type is {config.feed_type} and the model has no vision '
                 'encoder: give it in model_file_name, or set feed_type to 2'
             )
-        if config.parser_mode and self.vlm.family not in ('', 'internvl'):
+        if config.parser_mode and self.vlm.family == 'smolvlm':
             self._node.get_logger().warning(
-                f'parser_mode is {config.parser_mode}, and {self.vlm.family} models were not '
-                'taught to give boxes: expect none, or use an InternVL model'
+                f'parser_mode is {config.parser_mode}, and smolvlm models were not taught to give '
+                'boxes: expect none'
             )
 
     def _settings(self) -> NodeConfig:

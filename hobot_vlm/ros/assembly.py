@@ -155,8 +155,7 @@ class Assembly:
             )
         if config.parser_mode and self.vlm.family == 'smolvlm':
             self._node.get_logger().warning(
-                f'parser_mode is {config.parser_mode}, and smolvlm models were not taught to give '
-                'boxes: expect none'
+                f'parser_mode is {config.parser_mode}, and smolvlm models give no boxes'
             )
 
     def _settings(self) -> NodeConfig:
@@ -344,8 +343,7 @@ class Assembly:
 
     def _on_reply(self, outcome: Outcome) -> None:
         """Show on the page what an answer found."""
-        serving = self._serving
-        if serving is not None:
+        if (serving := self._serving) is not None:
             serving.note(outcome)
 
     def _on_answer(self, outcome: Outcome) -> None:

@@ -103,7 +103,7 @@ def desk(tmp_path_factory) -> Path:
     for name, file in OTHER_MODEL.items():
         (folder / name).symlink_to(folder / 'gemma3' / file)
     picture = cv2.imread(str(DEMO / 'sample.png'))
-    for name in ('photo', 'left', 'right'):
+    for name in ('photo', 'left', 'right', 'before', 'after'):
         cv2.imwrite(str(folder / f'{name}.jpg'), picture)
     writer = cv2.VideoWriter(
         str(folder / 'clip.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 10, picture.shape[1::-1]

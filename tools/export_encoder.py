@@ -7,8 +7,8 @@ projector as one graph: ``pixel_values`` float32 (tiles, 3, side, side), normali
 with torch on random pixels and the largest difference printed.
 
 InternVL3.5-Flash: the graph has both branches. ``image_features`` is of all tiles uncompressed,
-``compressed_features`` (tiles, tokens / 4, n_embd) of all tiles compressed, and ``gate`` (tiles, 3)
-what hobot_vlm chooses between them by: the router's probability, and both thresholds.
+``compressed_features`` (tiles, tokens / 4, n_embd) of all tiles compressed, and ``gate``
+(tiles, 3) what hobot_vlm chooses between them by: the router's probability, and both thresholds.
 
 FOLDER holds config.json and the weights (*.safetensors), either in the layout of transformers
 (InternVL3-1B-hf, SmolVLM2-500M-Video-Instruct) or as OpenGVLab publishes InternVL (InternVL3-1B).

@@ -5,8 +5,8 @@ Make a small random InternVL3.5-Flash encoder, and store what torch answers with
 
 * ``build/test_models/flash/``: a checkpoint as OpenGVLab publishes them,
 * ``test/models/flash/vision.onnx``: its encoder, for ``test/models/internvl/decoder.gguf``,
-* ``test/data/flash.npz`` and ``flash.json``: embeddings of tiles, prompts and answers, by a reading
-  of the makers' code that shares only the vision tower with what exports.
+* ``test/data/flash.npz`` and ``flash.json``: embeddings of tiles, prompts and answers, by a
+  reading of the makers' code that shares only the vision tower with what exports.
 
 Needs what make_test_models.py does.
 """
@@ -137,7 +137,8 @@ def read(patches: torch.Tensor, w: Weights) -> tuple[list[torch.Tensor], torch.T
     Follow the makers' ``extract_feature_flash`` and ``generate_flash`` for the tiles of a picture.
 
     :param patches: (tiles, rows, columns, width) of the vision tower
-    :return: of each tile (tokens, n_embd); and how far each probability is from the higher threshold
+    :return: of each tile (tokens, n_embd); and how far each probability is from the higher
+        threshold
     """
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:

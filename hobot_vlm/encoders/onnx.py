@@ -110,9 +110,7 @@ class OnnxEncoder(VisionEncoder):
         if not more:
             return list(fine)
         coarse, gate = more
-        return [
-            coarse[i] if small else fine[i] for i, small in enumerate(router.compressed(gate))
-        ]
+        return [coarse[i] if small else fine[i] for i, small in enumerate(router.compressed(gate))]
 
     def _encode(self, tiles: ImageTiles) -> list[npt.NDArray[np.float32]]:
         """Give what all runs together give: the embeddings, and what a router goes by."""
@@ -124,7 +122,7 @@ class OnnxEncoder(VisionEncoder):
         ]
         if perf_counter() - began > LONG:
             return_free_memory()
-        found = parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts)]
+        found = [np.concatenate(part) for part in zip(*parts, strict=True)]
         for embeddings in found[:2]:
             check_embeddings(
                 embeddings,

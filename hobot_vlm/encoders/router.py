@@ -35,7 +35,9 @@ def compressed(gate: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     :return: bool (tiles,): whether a tile is compressed
     """
     probability, (absolute, relative) = gate[:, 0], gate[0, 1:]
-    return (probability > np.quantile(probability, relative)) & (probability >= absolute)
+    found: npt.NDArray[np.bool_] = np.greater(probability, np.quantile(probability, relative))
+    found &= probability >= absolute
+    return found
 
 
 def check(

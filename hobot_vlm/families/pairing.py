@@ -143,8 +143,8 @@ def check_router(model: Model, encoder: Encoder, path: Path, found: Family) -> N
     routed = isinstance(encoder, VisionEncoder) and encoder.routed
     if routed and found.name != 'internvl':
         raise ModelMismatch(
-            f'{path} is the vision half of an InternVL3.5-Flash, and {model.path} is of the family '
-            f'{found.name}: give the encoder and the decoder of one model'
+            f'{path} is the vision half of an InternVL3.5-Flash, and {model.path} is of the '
+            f'family {found.name}: give the encoder and the decoder of one model'
         )
     name = ' '.join(model.metadata(key) or '' for key in NAMES)
     if routed and 'flash' not in (name + model.path.name).lower():

@@ -3,16 +3,17 @@ Make a small random InternVL3.5-Flash encoder, and store what torch answers with
 
 ``python tools/make_flash_model.py`` writes
 
-* ``build/test_models/flash/``: a checkpoint as OpenGVLab publishes them,
+* ``build/test_models/flash/`` (``--build``): a checkpoint as OpenGVLab publishes them,
 * ``test/models/flash/vision.onnx``: its encoder, for ``test/models/internvl/decoder.gguf``,
 * ``test/data/flash.npz`` and ``flash.json``: embeddings of tiles, prompts and answers, by a
   reading of the makers' code that shares only the vision tower with what exports.
 
-Needs what make_test_models.py does.
+``--out`` has another folder than test/. Needs what make_test_models.py does.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 import sys
@@ -31,10 +32,6 @@ sys.path.insert(0, str(ROOT / 'test'))  # for the pictures
 from export_encoder import export, load  # noqa: E402
 from pictures import picture  # noqa: E402
 from test_models import models, reference  # noqa: E402
-
-BUILD = ROOT / 'build' / 'test_models' / 'flash'
-TARGET = ROOT / 'test' / 'models' / 'flash' / 'vision.onnx'
-DATA = ROOT / 'test' / 'data'
 
 SIDE, PATCH, WIDTH, HEADS = 16, 4, 16, 16  # 4 x 4 patches: 4 tokens, or 1 compressed
 ABSOLUTE, RELATIVE = 0.25, 0.37  # the latter falls on no tile of several
@@ -265,23 +262,29 @@ def in_16_bits(path: Path) -> None:
 
 def main() -> None:
     """Write checkpoint, encoder and answers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument('--out', type=Path, default=ROOT / 'test')
+    parser.add_argument('--build', type=Path, default=ROOT / 'build' / 'test_models' / 'flash')
+    args = parser.parse_args()
     torch.set_num_threads(1)
+    build, data, target = args.build, args.out / 'data', args.out / 'models/flash/vision.onnx'
     weights = draw()
-    BUILD.mkdir(parents=True, exist_ok=True)
-    save_file(weights, BUILD / 'model.safetensors')
-    (BUILD / 'config.json').write_text(json.dumps(CONFIG, indent=1), encoding='utf-8')
-    print(export(BUILD, TARGET))
-    in_16_bits(TARGET)
-    size = TARGET.stat().st_size
-    assert size < 300_000, f'{TARGET} has {size} bytes'
-    encoder = load(BUILD)
+    build.mkdir(parents=True, exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True)
+    save_file(weights, build / 'model.safetensors')
+    (build / 'config.json').write_text(json.dumps(CONFIG, indent=1), encoding='utf-8')
+    print(export(build, target))
+    in_16_bits(target)
+    size = target.stat().st_size
+    assert size < 300_000, f'{target} has {size} bytes'
+    encoder = load(build)
     told, arrays = {}, {}
     for name in ('single', 'tiles', 'two'):
         told[name], found = case(name, encoder, weights)
         arrays |= found
-    np.savez_compressed(DATA / 'flash.npz', **arrays)
+    np.savez_compressed(data / 'flash.npz', **arrays)
     text = json.dumps(told, ensure_ascii=False)
-    (DATA / 'flash.json').write_text(text + '\n', encoding='utf-8')
+    (data / 'flash.json').write_text(text + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -20,8 +20,10 @@ from hobot_vlm.errors import ModelMismatch
 from hobot_vlm.families import family
 from hobot_vlm.families.pairing import check_router
 from hobot_vlm.llama.sampler import Sampler
+from hobot_vlm.values import ImageTiles
 import numpy as np
 import onnx
+import onnxruntime
 from pictures import picture
 import pytest
 
@@ -67,6 +69,23 @@ def test_embeddings_and_counts_are_those_of_torch(case):
     expected = STORED[f'{case}/embeddings']
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-4)
     assert {1, 4} == {len(tile) for tile in found} or case == 'single'
+
+
+def test_tiles_of_several_runs_are_decided_together():
+    pixels = np.random.default_rng(5).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    kind = family('internvl')
+    tiles = ImageTiles(pixels, 4, 5, False, kind.mean, kind.std)
+    given = (pixels / 255 - kind.mean) / kind.std
+    feeds = {'pixel_values': given.transpose(0, 3, 1, 2).astype(np.float32)}
+    fine, coarse, gate = onnxruntime.InferenceSession(str(ENCODER)).run(
+        ['image_features', *router.OUTPUTS], feeds
+    )
+    with open_encoder(ENCODER, EncoderOptions(threads=1, device='cpu')) as encoder:
+        found = encoder.encode_each(tiles)
+    small = router.compressed(gate)
+    assert 0 < small.sum() < 20
+    for i, made in enumerate(found):
+        np.testing.assert_allclose(made, coarse[i] if small[i] else fine[i], atol=1e-4)
 
 
 @pytest.mark.skipif(bool(runtimes.available()['openvino']), reason='OpenVINO is not installed')

@@ -302,7 +302,7 @@ class RemoteVLM(VLM):
             f'{self._config.model[:200]}'
         )
 
-    start_images = prefill = begin = cells_of = _no
+    start_images = prefill = begin = cells_of = encode_image = _no
     identity = property(_no)
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from core import embed, empty, parts, prompt
 from folders import MODELS
 from hobot_vlm import Vision, VLM
+from hobot_vlm.config import Config
 from hobot_vlm.encoders import EncoderOptions, open_encoder, router, runtimes
 from hobot_vlm.encoders.choice import agreement
 from hobot_vlm.encoders.selection import kept
-from hobot_vlm.errors import ModelMismatch
+from hobot_vlm.engine.image_encoder import ImageEncoder
+from hobot_vlm.errors import InferenceError, ModelMismatch
 from hobot_vlm.families import family
 from hobot_vlm.families.pairing import check_router
 from hobot_vlm.llama.sampler import Sampler
@@ -152,6 +154,23 @@ def test_the_same_tile_is_another_one_in_another_picture(vlm):
     (one,), (other,) = (embed(vlm, each, max_tiles=2) for each in (flat, noise))
     assert one.tiles[0].key != other.tiles[0].key
     assert len({tile.key for tile in one.tiles}) == len(one.tiles) == 3
+
+
+def test_a_picture_that_was_abandoned_or_failed():
+    (rgb,) = shown('tiles')
+    config = Config(encoder_device='cpu')
+    encoder = open_encoder(ENCODER, EncoderOptions(threads=1, device='cpu'))
+    images = ImageEncoder(encoder, family('internvl'), encoder.n_embd)
+    try:
+        images.abandon(images.submit([rgb], config, 0))
+        (image,) = images.submit([rgb], config, 0).images.result(60)
+        assert [tile.tokens for tile in image.tiles] == CASES['tiles']['counts']
+        encoder.close()
+        for _ in range(2):
+            with pytest.raises(InferenceError, match='closed'):
+                images.submit([rgb[1:]], config, 0).images.result(60)
+    finally:
+        images.close()
 
 
 def test_keeping_a_share_boxes_and_encoding_elsewhere(vlm):

@@ -11,7 +11,7 @@ import torch
 
 
 class Pooling(torch.nn.Module):
-    """The patches of a tile -> one vector, by a query that looks at them four times."""
+    """The patches of a tile -> one vector, by a query that attends to them four times."""
 
     HEADS = 16
 

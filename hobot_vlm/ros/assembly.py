@@ -148,7 +148,7 @@ class Assembly:
         :raises ModelMismatch: it sees nothing, and is to talk about pictures
         """
         config = self._config
-        if config.feed_type != FEED_TEXT and not self.vlm.family:
+        if config.feed_type != FEED_TEXT and not (self.vlm.tile_size or self.vlm.family):
             raise ModelMismatch(
                 f'feed_type is {config.feed_type} and the model has no vision '
                 'encoder: give it in model_file_name, or set feed_type to 2'

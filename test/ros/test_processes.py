@@ -77,10 +77,14 @@ def test_the_topics_and_services_are_those_of_the_table(robot, start):
     """As another node sees them, with their types."""
     # under a name that no test before had: by name, ROS may still find a node that has ended
     renamed = ('-m', 'hobot_vlm.ros.main', '--ros-args', '-r', '__node:=seen')
-    start(ready=False, program=renamed, feed_type=1)
-    table = {topic: (topic.name.replace('~', '/seen'), topic.kind) for topic in topics.ALL}
+    start(ready=False, program=renamed, feed_type=1, watch='["dog: Is there a dog?"]')
+    table = {
+        topic: (topic.name.replace('~', '/seen').replace('<name>', 'dog'), topic.kind)
+        for topic in topics.ALL
+    }
     optional = {topics.COMPRESSED_IMAGE, topics.HBM_IMAGE, topics.EMBEDDINGS}
     optional |= {topics.TARGETS, topics.DETECTIONS}
+    optional |= {topic for topic in topics.ALL if topic.kind.startswith('llama_msgs/')}
     always = {table[topic] for topic in topics.ALL if topic not in optional}
     robot.wait('the whole graph', lambda: graph_of(robot.node, 'seen') >= always)
     assert graph_of(robot.node, 'seen') <= set(table.values())

@@ -214,6 +214,13 @@ def test_choosing_can_be_stopped(vlm):
     assert vlm.ask('Why?', n_predict=1).completion_tokens
 
 
+@pytest.mark.parametrize('question', ['Why not?', 'Why?', 'And where?'])
+def test_shares_that_are_not_there_are_an_error(vlm, question):
+    many = [f'{number} red cups and a spoon' for number in range(30)]
+    with pytest.raises(InferenceError, match='timeout was over before all choices'):
+        vlm.choose(question, picture(60, 40, 7), many, timeout=1e-6)
+
+
 def test_closing_ends_a_choice():
     opened = VLM.load(
         llm_model_name=str(MODELS / 'plain' / 'decoder.gguf'), llm_threads=1, n_ctx=512

@@ -214,6 +214,10 @@ class Choosing:
 
     def _reply(self) -> Reply:
         best = max(self._scores.values())
+        if best == -math.inf:
+            raise InferenceError(
+                f'{self._vlm.parts.model.path} finds none of the choices possible: give others'
+            )
         weights = dict.fromkeys(self._request.choices, 0.0)
         for form, score in self._scores.items():
             weights[self._forms[form]] += math.exp(score - best)

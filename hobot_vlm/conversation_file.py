@@ -27,6 +27,7 @@ from llama_cpp import llama_cpp as lib
 import numpy as np
 
 from .config import Config
+from .encoders.onnx_weights import weights_beside
 from .errors import ModelMismatch, StateError
 from .llama import gguf
 from .llama.model import Model
@@ -80,7 +81,9 @@ def identity(decoder: Path, encoder: Path | None, config: Config) -> Identity:
     """Describe all that the cells of a conversation depend on."""
 
     def of_file(path: str | Path | None) -> tuple[str, str]:
-        return (Path(path).name, gguf.identity(Path(path))) if path else ('none', '')
+        if not path:
+            return 'none', ''
+        return Path(path).name, gguf.identity(Path(path), weights_beside(Path(path)))
 
     lora, adapter = of_file(config.lora)
     return {

@@ -67,6 +67,31 @@ def test_a_stream_that_nobody_reads_holds_up_nobody(vlm):
     unread.close()
 
 
+@pytest.mark.parametrize(
+    'meanwhile',
+    [
+        lambda vlm, talk, path: talk.ask('And now?'),
+        lambda vlm, talk, path: talk.save(path),
+        lambda vlm, talk, path: talk.reset(),
+        lambda vlm, talk, path: talk.prefill(),
+        lambda vlm, talk, path: vlm.choose('Why?', None, ['a cat', 'some dogs']),
+        lambda vlm, talk, path: vlm.encode(picture(60, 40, 2)),
+        lambda vlm, talk, path: vlm.tokenize('Why?') and vlm.status(),
+        lambda vlm, talk, path: vlm.ask_many([('Why?', None)] * 20, parallel=20),
+    ],
+    ids=['ask', 'save', 'reset', 'prefill', 'choose', 'encode', 'status', 'many'],
+)
+def test_between_two_pieces_everything_goes_on(vlm, tmp_path, meanwhile):
+    """Within the loop over an answer, whose stream is not read on meanwhile."""
+    talk = vlm.conversation()
+    stream = talk.stream('Hello', n_predict=20, logit_bias=no_end(vlm))
+    pieces = iter(stream)
+    next(pieces)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(meanwhile, vlm, talk, tmp_path / 'talk').result(60)
+    assert stream.result().completion_tokens == 20
+
+
 def test_two_streams_in_one_thread_go_on_side_by_side(vlm):
     alone = [vlm.ask(question).text for question in ('Why?', 'And where?')]
     one, other = vlm.stream('Why?'), vlm.stream('And where?')

@@ -384,6 +384,21 @@ def test_the_weights_beside_an_encoder_are_fetched(env, server, beside):
     assert 'is not on this machine' in error(vlm(env, 'ask', '-m', 'small', 'What is it?'))
 
 
+def test_a_graph_with_too_many_files_beside_it(env, server, beside):
+    server.files[REPO] = beside
+    script = FETCH.replace('try:', 'hub.MOST_BESIDE = 0\ntry:')
+    result = subprocess.run(
+        [sys.executable, '-c', script, REPO, 'onnx/vision.onnx'],
+        env=env,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert 'takes weights from 1 files: expected at most 0' in result.stdout
+    assert server.downloads == 1
+
+
 # -- a hub that does not end ------------------------------------------------------------------
 
 FETCH = """

@@ -253,6 +253,27 @@ def test_a_timeout_ends_an_answer_as_it_is(vlm):
         vlm.ask('Why?', timeout=-1)
 
 
+@pytest.mark.parametrize('which', [0, 2, 4])
+@pytest.mark.parametrize('kind', ['streams', 'turns'])
+def test_one_of_many_is_cancelled(vlm, kind, which):
+    """Of five side by side, or of one conversation, whose turns wait for each other."""
+    ask = vlm.conversation().stream if kind == 'turns' else vlm.stream
+    streams = [ask(f'Tell me {i}', n_predict=40, logit_bias=no_end(vlm)) for i in range(5)]
+    streams[which].cancel()
+    replies = [stream.result() for stream in streams]
+    found = [reply.finish_reason for reply in replies]
+    assert found == ['cancelled' if i == which else 'length' for i in range(5)]
+
+
+def test_cancel_means_the_oldest_that_is_open(vlm):
+    streams = [vlm.stream(f'Tell me {i}', n_predict=200, logit_bias=no_end(vlm)) for i in range(3)]
+    for stream in streams:  # one after the other, and then none
+        vlm.cancel()
+        assert stream.result().finish_reason == 'cancelled'
+    vlm.cancel()
+    assert vlm.ask('Why?', n_predict=1).completion_tokens == 1
+
+
 # -- room --------------------------------------------------------------------------------------
 
 

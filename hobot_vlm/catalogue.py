@@ -200,13 +200,16 @@ def _how_to_make(model: Model) -> str:
     assert variant.encoder is not None
     encoder, decoder = (shlex.quote(file.path) for file in (variant.encoder, variant.decoder))
     name, quant = model.name, Path(variant.decoder.path).stem.partition('-')[2]
-    convert = f'python convert_hf_to_gguf.py {name}'
+    flash = model.checkpoint.endswith('-Flash')  # a router, which the converter does not know
+    source = f'{name}-decoder' if flash else name
+    convert = f'python convert_hf_to_gguf.py {source}'
     lines = [
         f'hf download {model.checkpoint} --local-dir {name}',
         f'mkdir -p {Path(decoder).parent}',
         f'{convert} --mmproj --outtype q8_0 --outfile {encoder}'
         if encoder.endswith('.gguf')
         else f'python tools/export_encoder.py --bits 8 {name} {encoder}',
+        *([f'python tools/without_router.py {name} {source}'] if flash else []),
         f'{convert} --outtype q8_0 --outfile {decoder}'
         if quant == 'Q8_0'
         else f'{convert} --outtype bf16 --outfile {name}.gguf '

@@ -19,7 +19,7 @@ from .encoders import Encoder, EncoderOptions, open_encoder, PictureEncoder
 from .errors import ConfigError, ModelMismatch
 from .families import detect, Family, family
 from .families.mtmd import Libmtmd
-from .families.pairing import check_pair, for_libmtmd, projector_of
+from .families.pairing import check_pair, check_router, for_libmtmd, projector_of
 from .llama.context import Context
 from .llama.gguf import parts, read_gguf
 from .llama.gpu import Sharing
@@ -104,6 +104,7 @@ def load(config: Config) -> Parts:
             check_pair(model, files.encoder, config.model_type)
             encoder, chosen = open_vision(files.encoder, files.decoder, model, config, by_libmtmd)
             undo.callback(encoder.close)
+            check_router(model, encoder, files.encoder, chosen)
             model.check_embedding_width(encoder.n_embd, files.encoder)
             if not config.max_tiles:
                 config = replace(config, max_tiles=encoder.usual_tiles)

@@ -16,8 +16,6 @@ from pathlib import Path
 import reprlib
 from typing import Any
 
-import yaml
-
 from .errors import ConfigError
 
 quote = reprlib.Repr()  # a message is not to carry all that somebody gave
@@ -106,6 +104,8 @@ def checked(item: Field[Any], value: Any) -> Any:
 def _texts(value: Any) -> Any:
     """Give texts as a tuple; a text is one of them, or a list as YAML and JSON write it."""
     if isinstance(value, str):
+        import yaml  # which `--help` need not wait for
+
         try:
             read = yaml.safe_load(value) if value.lstrip().startswith('[') else [value]
         except (yaml.YAMLError, RecursionError, ValueError):

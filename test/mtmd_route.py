@@ -76,13 +76,13 @@ class Route:
         self._on_close.callback(lib.llama_model_free, self.model)
         settings = lib.llama_context_default_params()
         settings.n_ctx, settings.n_batch, settings.n_ubatch = n_ctx, n_batch, n_batch
-        settings.n_threads = settings.n_threads_batch = 2
+        settings.n_threads = settings.n_threads_batch = 1
         settings.flash_attn_type = 0
         self.context = lib.llama_init_from_model(self.model, settings)
         self._on_close.callback(lib.llama_free, self.context)
         params = mtmd.mtmd_context_params_default()
         params.print_timings = params.warmup = False
-        params.n_threads = 2
+        params.n_threads = 1
         self.vision = mtmd.mtmd_init_from_file(
             os.fsencode(folder / 'mmproj.gguf'), self.model, params
         )

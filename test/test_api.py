@@ -171,7 +171,7 @@ def test_the_examples_of_the_page_run(monkeypatch, capsys):
     monkeypatch.setattr(logging.getLogger('hobot_vlm'), 'level', 0)
     text = (ROOT / 'docs' / 'python.md').read_text(encoding='utf-8')
     examples = re.findall(r'^```python\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 7
+    assert len(examples) == 8
     for example in examples:
         exec(compile(example, 'docs/python.md', 'exec'), {})
     out = capsys.readouterr().out

@@ -161,3 +161,45 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, settings, message):
     done = run('export_encoder.py', tmp_path, tmp_path / 'vision.onnx')
     assert done.returncode != 0
     assert message in done.stderr and not (tmp_path / 'vision.onnx').exists()
+
+
+def test_a_checkpoint_with_a_router(tmp_path):
+    """Both branches and the gate come out, and the answers stored of them are those of torch."""
+    checkpoint, out = tmp_path / 'flash', tmp_path / 'out'
+    done = run('make_flash_model.py', '--build', checkpoint, '--out', out)
+    assert done.returncode == 0, done.stderr
+    stored = ROOT / 'test' / 'data'
+    assert _cases(out / 'data' / 'flash.json') == _cases(stored / 'flash.json')
+    with np.load(out / 'data' / 'flash.npz') as new, np.load(stored / 'flash.npz') as old:
+        assert set(new) == set(old)
+        for name in old:
+            np.testing.assert_allclose(new[name], old[name], atol=1e-3)
+    settings = json.loads((checkpoint / 'config.json').read_text())
+    del settings['flash_relative_threshold']
+    (checkpoint / 'config.json').write_text(json.dumps(settings))
+    done = run('export_encoder.py', checkpoint, tmp_path / 'vision.onnx')
+    assert done.returncode != 0 and 'flash_relative_threshold' in done.stderr
+
+
+def _cases(path: Path) -> dict[str, dict[str, object]]:
+    told = json.loads(path.read_text('utf-8'))
+    return {name: {k: v for k, v in c.items() if k != 'margin'} for name, c in told.items()}
+
+
+def test_a_checkpoint_without_its_router(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    one, two = np.ones((2, 3), np.float32), np.zeros(4, np.float32)
+    folder, target = tmp_path / 'flash', tmp_path / 'decoder'
+    folder.mkdir()
+    save_file({'gating.gate.1.bias': two, 'mlp2.0.bias': two}, folder / 'b.safetensors')
+    for name in ('config.json', 'model.safetensors.index.json'):
+        (folder / name).write_text('{}')
+    done = run('without_router.py', folder, target)
+    assert done.returncode != 0 and 'language_model.' in done.stderr
+    save_file({'language_model.a': one, 'query_token': two}, folder / 'a.safetensors')
+    done = run('without_router.py', folder, target)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in target.iterdir()} == {'a.safetensors', 'config.json'}
+    copied = load_file(target / 'a.safetensors')
+    assert list(copied) == ['language_model.a'] and (copied['language_model.a'] == one).all()

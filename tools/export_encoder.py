@@ -6,6 +6,10 @@ projector as one graph: ``pixel_values`` float32 (tiles, 3, side, side), normali
 ``image_features`` float32 (tiles, tokens, n_embd), for any number of tiles. The graph is compared
 with torch on random pixels and the largest difference printed.
 
+InternVL3.5-Flash: the graph has both branches. ``image_features`` is of all tiles uncompressed,
+``compressed_features`` (tiles, tokens / 4, n_embd) of all tiles compressed, and ``gate``
+(tiles, 3) what hobot_vlm chooses between them by: the router's probability, and both thresholds.
+
 FOLDER holds config.json and the weights (*.safetensors), either in the layout of transformers
 (InternVL3-1B-hf, SmolVLM2-500M-Video-Instruct) or as OpenGVLab publishes InternVL (InternVL3-1B).
 The language model in it is not loaded. ``--bits 8`` stores the matrices in 8 bits with a scale for
@@ -26,6 +30,7 @@ import re
 import sys
 from typing import Any
 
+from flash_router import Gating, Pooling
 import numpy as np
 from safetensors import safe_open
 import torch
@@ -65,6 +70,8 @@ OPENGVLAB = (
 class InternVLEncoder(torch.nn.Module):
     """Pixels of tiles -> embeddings, as InternVL makes them."""
 
+    outputs: tuple[str, ...] = ('image_features',)
+
     def __init__(self, config: InternVLConfig):
         super().__init__()
         self.side = config.vision_config.image_size[0]
@@ -72,18 +79,66 @@ class InternVLEncoder(torch.nn.Module):
         self.vision_tower = InternVLVisionModel(config.vision_config)
         self.multi_modal_projector = InternVLMultiModalProjector(config)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Give the patches of tiles in rows and columns."""
         tower = self.vision_tower
         patches = tower.encoder(tower.embeddings(pixel_values)).last_hidden_state
         patches = tower.layernorm(patches)[:, 1:]  # without the class token
         edge = round(patches.shape[1] ** 0.5)
-        square = patches.reshape(-1, edge, edge, patches.shape[2])
+        return patches.reshape(-1, edge, edge, patches.shape[2])
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        square = self.patches(pixel_values)
         shuffled = InternVLModel.pixel_shuffle(self, square, self.ratio)
         return self.multi_modal_projector(shuffled.flatten(1, 2))
 
 
+class FlashEncoder(InternVLEncoder):
+    """
+    Pixels of tiles -> embeddings in full and compressed, and what the router says of each tile.
+
+    Names and sizes are those of the checkpoints of InternVL3.5-Flash, where no setting tells them.
+    """
+
+    outputs = ('image_features', 'compressed_features', 'gate')
+
+    def __init__(self, config: InternVLConfig, thresholds: tuple[float, float]):
+        """:param thresholds: absolute and relative"""
+        super().__init__(config)
+        width, n_embd = config.vision_config.hidden_size, config.text_config.hidden_size
+        shuffled = width * round(1 / self.ratio) ** 4
+        nn = torch.nn
+        self.mlp2 = nn.Sequential(
+            nn.LayerNorm(shuffled),
+            nn.Linear(shuffled, 2 * n_embd),
+            nn.GELU(),
+            nn.Identity(),
+            nn.Linear(2 * n_embd, 2 * n_embd),
+            nn.GELU(),
+            nn.Identity(),
+            nn.Linear(2 * n_embd, n_embd),
+        )
+        self.pooling_before_gating = Pooling(width)
+        self.gating = Gating(width)
+        self.register_buffer('thresholds', torch.tensor(thresholds), persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        square = self.patches(pixel_values)
+        patches = square.flatten(1, 2)
+        shuffled = InternVLModel.pixel_shuffle(self, square, self.ratio)
+        coarse = InternVLModel.pixel_shuffle(self, square, self.ratio**2)
+        chance = self.gating(self.pooling_before_gating(patches))[:, :1]
+        return (
+            self.multi_modal_projector(shuffled.flatten(1, 2)),
+            self.mlp2(coarse.flatten(1, 2)),
+            torch.cat([chance, self.thresholds.expand(chance.shape[0], -1)], dim=1),
+        )
+
+
 class SmolVLMEncoder(torch.nn.Module):
     """Pixels of tiles -> embeddings, as SmolVLM makes them of full tiles."""
+
+    outputs = ('image_features',)
 
     def __init__(self, config: SmolVLMConfig):
         super().__init__()
@@ -131,6 +186,11 @@ def load(folder: Path) -> torch.nn.Module:
     if kind == 'internvl_chat':
         config, rename = _from_opengvlab(settings), _rename_opengvlab
         encoder: torch.nn.Module = InternVLEncoder(config)
+        if settings.get('flash_mode'):
+            names = ('flash_absolute_threshold', 'flash_relative_threshold')
+            if not all(isinstance(settings.get(name), int | float) for name in names):
+                sys.exit(f'{folder}: flash_mode without {" and ".join(names)} in config.json')
+            encoder = FlashEncoder(config, tuple(float(settings[name]) for name in names))
     elif kind == 'internvl':
         config, rename = InternVLConfig.from_pretrained(folder), _rename_transformers
         encoder = InternVLEncoder(config)
@@ -174,6 +234,8 @@ def _from_opengvlab(settings: dict[str, Any]) -> InternVLConfig:
 
 
 def _rename_opengvlab(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    if name.startswith(('mlp2.', 'pooling_before_gating.', 'gating.')):
+        return {name: values}
     for pattern, new in OPENGVLAB:
         name = re.sub(pattern, new, name)
     if '.qkv.' not in name:
@@ -229,7 +291,7 @@ def export(folder: Path, target: Path, int8: bool = False, bits: int = 32) -> Ex
         dynamo=True,
         verbose=False,
         input_names=['pixel_values'],
-        output_names=['image_features'],
+        output_names=list(encoder.outputs),
         dynamic_shapes=({0: torch.export.Dim('tiles')},),
     )
     graph = program.model_proto
@@ -257,20 +319,24 @@ def export(folder: Path, target: Path, int8: bool = False, bits: int = 32) -> Ex
     # 3. against torch, with another number of tiles
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
     session = onnxruntime.InferenceSession(str(target), providers=['CPUExecutionProvider'])
-    got = session.run(None, {'pixel_values': pixels.numpy()})[0]
+    got = session.run(list(encoder.outputs), {'pixel_values': pixels.numpy()})
     with torch.no_grad():
-        expected = encoder(pixels).numpy()
-    difference = float(np.abs(got - expected).max())
-    relative = difference / float(np.abs(expected).max())
+        expected = encoder(pixels)
+    pairs = list(zip(got, [expected] if torch.is_tensor(expected) else expected, strict=True))
+    differences = [float(np.abs(one - other.numpy()).max()) for one, other in pairs]
+    relative = max(
+        difference / float(other.abs().max())
+        for difference, (_, other) in zip(differences, pairs, strict=True)
+    )
+    difference = max(differences)
     most = TOLERANCE_INT8 if int8 else TOLERANCE_BLOCKS if bits == 8 else TOLERANCE
-    if got.shape != expected.shape or not relative < most:
+    if any(one.shape != other.shape for one, other in pairs) or not relative < most:
         sys.exit(
             f'{target} differs from torch by {difference:.3g} ({relative:.1%} of the largest '
             'embedding): the export is broken'
         )
-    return Exported(
-        str(target), side, got.shape[1], got.shape[2], target.stat().st_size, difference, relative
-    )
+    size, (_, tokens, n_embd) = target.stat().st_size, got[0].shape
+    return Exported(str(target), side, tokens, n_embd, size, difference, relative)
 
 
 def in_blocks_of_8_bits(path: Path) -> None:

@@ -75,11 +75,13 @@ class VisionEncoder(Encoder):
     """
     Turns tiles into the embeddings that the decoder reads.
 
-    ``tokens`` is the number of embeddings per tile, or 0 where only running the model tells.
+    ``tokens`` is the number of embeddings per tile, or 0 where only running the model tells;
+    ``routed`` whether it depends on all tiles of the picture.
     """
 
     tile_size: int
     tokens: int
+    routed: bool = False
 
     @abstractmethod
     def encode(self, tiles: ImageTiles) -> npt.NDArray[np.float32]:
@@ -89,6 +91,15 @@ class VisionEncoder(Encoder):
         :return: float32 (tiles, tokens, n_embd), C order
         :raises InferenceError: the runtime failed
         """
+
+    def encode_each(self, tiles: ImageTiles) -> list[npt.NDArray[np.float32]]:
+        """
+        Encode all tiles of a picture, which need not have equally many embeddings.
+
+        :return: of each tile float32 (its tokens, n_embd), C order
+        :raises InferenceError: the runtime failed
+        """
+        return list(self.encode(tiles))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import VisionEncoder
+from . import router, VisionEncoder
 from .onnx_session import reason
 from .onnx_weights import weights_beside
 from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
@@ -69,7 +69,8 @@ class OnnxEncoder(VisionEncoder):
     Accepted: pixels as float32, float16 or uint8 (raw, normalised by the graph) in
     (tiles, 3, side, side), (tiles, side, side, 3) or (batch, images, 3, side, side); masks, which
     are filled with ones; embeddings as float32 or float16 in (tiles, tokens, n_embd),
-    (tokens, n_embd) of one tile, or (batch, images, tokens, n_embd).
+    (tokens, n_embd) of one tile, or (batch, images, tokens, n_embd). With the outputs of
+    ``router`` the tiles of a picture have embeddings as it decides.
 
     :param path: the file that the graph is in, or was made from
     :param session: the loaded graph: of ONNX Runtime, or with its face
@@ -86,8 +87,10 @@ class OnnxEncoder(VisionEncoder):
             self._pixels, self._masks = self._find_inputs()
             self.tile_size = self._pixels.format.tile_size
             self._output, self.tokens, self.n_embd = self._find_output()
-            if not self.tokens or not self.n_embd:
+            self.routed = router.is_routed([item.name for item in session.get_outputs()])
+            if self.routed or not self.tokens or not self.n_embd:
                 self._measure()
+            self.tokens = 0 if self.routed else self.tokens
             return_free_memory()  # loading took twice of what is needed
         except Exception:
             self.close()
@@ -97,9 +100,20 @@ class OnnxEncoder(VisionEncoder):
         """
         Encode all tiles of a picture, as one batch where the graph's batch axis is free.
 
-        :return: float32 (tiles, tokens, n_embd), C order
+        :return: float32 (tiles, tokens, n_embd), C order; with a router, as if it left all as is
         :raises InferenceError: ONNX Runtime failed, or gave something else than embeddings
         """
+        return self._encode(tiles)[0]
+
+    def encode_each(self, tiles: ImageTiles) -> list[npt.NDArray[np.float32]]:
+        fine, *more = self._encode(tiles)
+        if not more:
+            return list(fine)
+        coarse, gate = more
+        return [coarse[i] if small else fine[i] for i, small in enumerate(router.compressed(gate))]
+
+    def _encode(self, tiles: ImageTiles) -> list[npt.NDArray[np.float32]]:
+        """Give what all runs together give: the embeddings, and what a router goes by."""
         check_tiles(tiles, self.tile_size)
         began = perf_counter()
         total, most = len(tiles.pixels), self._pixels.batch or MOST_TILES
@@ -108,13 +122,14 @@ class OnnxEncoder(VisionEncoder):
         ]
         if perf_counter() - began > LONG:
             return_free_memory()
-        embeddings = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        check_embeddings(
-            embeddings,
-            f'the vision encoder {self.path}',
-            'a float16 or quantised encoder can overflow: use the float32 file',
-        )
-        return embeddings
+        found = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        for embeddings in found[:2]:
+            check_embeddings(
+                embeddings,
+                f'the vision encoder {self.path}',
+                'a float16 or quantised encoder can overflow: use the float32 file',
+            )
+        return found
 
     def stop(self) -> None:
         """End a run that is on its way, from any thread; it raises InferenceError."""
@@ -126,8 +141,12 @@ class OnnxEncoder(VisionEncoder):
         """Free the session; twice is harmless."""
         self._session = None
 
-    def _run(self, tiles: ImageTiles, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Encode tiles ``start`` to ``stop`` in one run."""
+    def _run(self, tiles: ImageTiles, start: int, stop: int) -> list[npt.NDArray[np.float32]]:
+        """
+        Encode tiles ``start`` to ``stop`` in one run.
+
+        :return: float32 (tiles, tokens, n_embd); and with a router what it goes by
+        """
         session = self._session
         if session is None:
             raise InferenceError(f'the vision encoder {self.path} is closed: open it again')
@@ -142,7 +161,9 @@ class OnnxEncoder(VisionEncoder):
         clock.daemon = True
         clock.start()
         try:
-            found = session.run([self._output], feeds, options)[0]
+            found, *more = session.run(
+                [self._output, *(router.OUTPUTS if self.routed else ())], feeds, options
+            )
         except Exception as exc:  # ONNX Runtime's errors have no other base
             why = f'failed on {size} tiles: {reason(exc)}'
             if options.terminate:
@@ -168,17 +189,20 @@ class OnnxEncoder(VisionEncoder):
                 f'the vision encoder {self.path} gave an array of shape {shape} for {size} tiles: '
                 f'expected ({size}, {self.tokens or "tokens"}, {self.n_embd or "n_embd"})'
             )
-        result: npt.NDArray[np.float32] = np.ascontiguousarray(
-            found.reshape(size, *shape[-2:])[: stop - start], np.float32
-        )
-        return result
+        results = [
+            np.ascontiguousarray(each[: stop - start], np.float32)
+            for each in (found.reshape(size, *shape[-2:]), *more)
+        ]
+        if more and (wrong := router.check(*results)):
+            raise InferenceError(f'the vision encoder {self.path} gave {wrong}: export it again')
+        return results
 
     def _measure(self) -> None:
         """Find the shape of the embeddings by encoding one black tile."""
         black = np.zeros((1, self.tile_size, self.tile_size, 3), np.uint8)
         half = (0.5, 0.5, 0.5)
         try:
-            found = self._run(ImageTiles(black, 0, 0, True, half, half), 0, 1)
+            found = self._run(ImageTiles(black, 0, 0, True, half, half), 0, 1)[0]
         except InferenceError as exc:
             raise self._mismatch(str(exc)) from exc
         self.tokens, self.n_embd = found.shape[1:]

@@ -67,6 +67,13 @@ def cut(rgb: Pixels, key: bytes, encoder: Encoder, family: Family, config: Confi
     assert isinstance(encoder, VisionEncoder) and isinstance(family, TileFamily)
     share = config.keep_image_tokens
     tiles = family.tiles(rgb, encoder.tile_size, config.max_tiles, config.fit)
+    if encoder.routed:
+        together = _Together(encoder, tiles)
+        pieces = [
+            Piece(_name(key, i), 0, None, partial(together.tile, i))
+            for i in range(len(tiles.pixels))
+        ]
+        return Cut(pieces, tiles.rows, tiles.columns, tiles.overview)
     pieces = [
         Piece(
             hash_pixels(f'{share}'.encode(), pixels),
@@ -87,9 +94,36 @@ def _by_encoder(rgb: Pixels, key: bytes, encoder: PictureEncoder) -> Cut:
             layout.append(part)
             continue
         layout.append(len(pieces))
-        name = hashlib.sha256(b'%d ' % len(pieces) + key).digest()[:16]
-        pieces.append(Piece(name, part.tokens, part.placing, part.encode))
+        pieces.append(Piece(_name(key, len(pieces)), part.tokens, part.placing, part.encode))
     return Cut(pieces, 0, 0, False, tuple(layout))
+
+
+class _Together:
+    """The tiles of a picture that are encoded at once, when the first of them is wanted."""
+
+    def __init__(self, encoder: VisionEncoder, tiles: ImageTiles) -> None:
+        self._encoder, self._tiles = encoder, tiles
+        self._made: list[npt.NDArray[np.float32]] | BaseException | None = None
+
+    def tile(self, index: int) -> npt.NDArray[np.float32]:
+        """
+        Give the embeddings of a tile, float32 (tokens, n_embd).
+
+        :raises InferenceError: encoding failed, now or when another tile was wanted
+        """
+        if self._made is None:
+            try:
+                self._made = self._encoder.encode_each(self._tiles)
+            except BaseException as exc:
+                self._made = exc
+        if isinstance(self._made, BaseException):
+            raise self._made
+        return self._made[index]
+
+
+def _name(picture: bytes, index: int) -> bytes:
+    """Give the key of a tile that depends on the whole picture."""
+    return hashlib.sha256(b'%d ' % index + picture).digest()[:16]
 
 
 def _encode(encoder: VisionEncoder, tile: ImageTiles) -> npt.NDArray[np.float32]:

@@ -8,13 +8,17 @@ one. Knows projector types of llama.cpp; opens headers and runs nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import logging
 from pathlib import Path
 
 from . import Family, family
 from ..config import FAMILIES
+from ..encoders import Encoder, VisionEncoder
 from ..errors import ModelMismatch
 from ..llama.gguf import read_gguf
 from ..llama.model import Model
+
+logger = logging.getLogger('hobot_vlm')
 
 #: projector type of an mmproj -> the family of both halves
 PROJECTORS = {'internvl': 'internvl', 'idefics3': 'smolvlm'}
@@ -31,6 +35,9 @@ ARCHITECTURES = {
 }
 
 KEYS = ('clip.projector_type', 'clip.vision.projector_type')
+
+#: where a language model says what it is called
+NAMES = ('general.name', 'general.finetune', 'general.basename')
 
 #: ``model_type`` of whatever libmtmd knows
 ANY = 2
@@ -119,4 +126,38 @@ def check_pair(model: Model, encoder: Path, model_type: int = -1) -> None:
         raise ModelMismatch(
             f'{encoder} (projector {projector}) belongs to a language model of the architecture '
             f'{" or ".join(fitting)}, and {model.path} is {architecture}: {cure}'
+        )
+
+
+def check_router(model: Model, encoder: Encoder, path: Path, found: Family) -> None:
+    """
+    Check that an encoder with a router belongs to a language model, as far as the files tell.
+
+    A language model says at most in its name that it is one of InternVL3.5-Flash, so that a doubt
+    about that is only a warning.
+
+    :param path: of the encoder, for messages
+    :param found: the family of the language model
+    :raises ModelMismatch: it does not
+    """
+    routed = isinstance(encoder, VisionEncoder) and encoder.routed
+    if routed and found.name != 'internvl':
+        raise ModelMismatch(
+            f'{path} is the vision half of an InternVL3.5-Flash, and {model.path} is of the '
+            f'family {found.name}: give the encoder and the decoder of one model'
+        )
+    name = ' '.join(model.metadata(key) or '' for key in NAMES)
+    if routed and 'flash' not in (name + model.path.name).lower():
+        logger.warning(
+            '%s is the vision half of an InternVL3.5-Flash, and %s does not say that it is one: '
+            'another InternVL was not trained on compressed tiles',
+            path,
+            model.path,
+        )
+    elif found.name == 'internvl' and not routed and 'flash' in name.lower():
+        logger.warning(
+            '%s is the language model of an InternVL3.5-Flash, and %s has no router: no tile is '
+            'compressed; make the encoder with tools/export_encoder.py',
+            model.path,
+            path,
         )

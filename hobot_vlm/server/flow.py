@@ -119,6 +119,8 @@ class Answer:
         for prompt in asked.prompts:
             for number in range(asked.n):
                 options = dict(asked.options)
+                if asked.low and self._vlm.family != 'mtmd':  # whose makers' cuts are fixed
+                    options['max_tiles'] = 1
                 if number and options.get('seed', -1) >= 0:
                     options['seed'] += number  # else all answers were the same
                 self._streams.append(self._vlm.stream(prompt, **options))

@@ -50,9 +50,12 @@ class Messages:
         """Give the options that follow from how the pictures were sent."""
         if self._tiles:
             return {'max_tiles': max(self._tiles)}
-        if self._details and set(self._details) == {'low'}:
-            return {'max_tiles': 1}
         return {}
+
+    @property
+    def low(self) -> bool:
+        """Say whether one tile of each picture is enough, by OpenAI's ``detail``."""
+        return not self._tiles and set(self._details) == {'low'}
 
     def add(self, value: Any, where: str) -> None:
         """

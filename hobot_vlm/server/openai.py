@@ -104,6 +104,7 @@ class Asked:
     :param toolbox: the tools that the answer may call
     :param raw: whether the words beside the tools are JSON, by ``response_format``
     :param progress: whether a stream says how far its pictures are, until the answer begins
+    :param low: whether one tile of each picture is enough, where the model has tiles
     """
 
     prompts: tuple[list[Message], ...]
@@ -115,6 +116,7 @@ class Asked:
     toolbox: Toolbox | None = None
     raw: bool = False
     progress: bool = False
+    low: bool = False
 
 
 def read_chat(body: Any, fetch: Fetch) -> Asked:
@@ -237,7 +239,8 @@ def _asked(
     fields.neutral(NEUTRAL)
     fields.ignore(*IGNORED)
     fields.end()
-    return Asked((messages.list,), options, n, stream, usage, top, toolbox, schema is not None)
+    raw, low = schema is not None, messages.low
+    return Asked((messages.list,), options, n, stream, usage, top, toolbox, raw, low=low)
 
 
 def _sampling(fields: Fields) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from std_srvs.srv import Trigger
 
 LIMIT = 30.0  # seconds; generous, because the machine may be busy
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+#: for what comes in bursts, such as the pieces of answers
+EVERYTHING = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
@@ -149,7 +151,7 @@ class Robot:
 
     # -- listening ---------------------------------------------------------------------------
 
-    def listen(self, topic, kind, qos=RELIABLE):
+    def listen(self, topic, kind, qos=EVERYTHING):
         """Keep what comes on a topic; text as such, everything else as the message."""
 
         def keep(message):

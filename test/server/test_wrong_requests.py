@@ -6,13 +6,20 @@ import base64
 import contextlib
 import copy
 import json
+from pathlib import Path
 import random
 import socket
+import sys
 import time
 
+from hobot_vlm import VLM
 from hobot_vlm.server.guard import Settings
 import httpx
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools'))
+
+import make_mtmd_models  # noqa: E402
 
 from .conftest import asked, data_url, ENDLESS, serving
 
@@ -258,3 +265,21 @@ def test_a_wrong_grammar_leaves_the_others_running(http, picture):
         assert next(lines).startswith('data:')
         complaint(http.post(CHAT, json={**HELLO, 'grammar': 'root ::= root'}))
         assert next(line for line in lines if line).startswith('data:')
+
+
+def test_low_detail_of_a_model_that_cuts_its_pictures_itself(tmp_path, picture):
+    """It changes nothing, while a number of tiles is refused."""
+    make_mtmd_models.write(tmp_path)
+    files = {
+        'model_file_name': tmp_path / 'llava' / 'mmproj.gguf',
+        'llm_model_name': tmp_path / 'llava' / 'decoder.gguf',
+    }
+    with VLM.load(**files, n_ctx=512, warm_up=False) as vlm, serving(vlm) as server:
+        said = []
+        for more in ({}, {'detail': 'low'}, {'detail': 'low', 'max_dynamic_patch': 2}):
+            body = user([{'type': 'image_url', 'image_url': {'url': picture, **more}}])
+            said.append(httpx.post(server.url + CHAT, json=body | {'max_tokens': 4}, timeout=60))
+    assert [answer.status_code for answer in said] == [200, 200, 400]
+    texts = [answer.json()['choices'][0]['message']['content'] for answer in said[:2]]
+    assert texts[0] == texts[1]
+    assert 'max_tiles' in said[2].json()['error']['message']

@@ -19,8 +19,9 @@ def declared():
     def declare(*arguments):
         context = Context()
         contexts.append(context)
-        flags = ['-r' if argument.startswith('__') else '-p' for argument in arguments]
-        line = ['--ros-args', *(part for pair in zip(flags, arguments) for part in pair)]
+        line = ['--ros-args']
+        for argument in arguments:
+            line += ['-r' if argument.startswith('__') else '-p', argument]
         rclpy.init(args=line, context=context)
         node = VlmNode(typed=as_typed(line), context=context)
         try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from .engine.request import Request
 from .engine.sequence import Sequence
 from .engine.stream import Item, Mailbox, Stream
-from .errors import ConfigError, PromptTooLong
+from .errors import ConfigError, InferenceError, PromptTooLong
 from .llama.scorer import Scorer, Speaker
 from .prompt.tokens import Prompt
 from .values import Progress, Reply, TextChunk
@@ -56,6 +56,21 @@ def some(choices: List[str]) -> List[str]:
     if not choices:
         raise ConfigError('there are no choices: expected 2 or more', 'choices')
     return choices
+
+
+def shares(reply: Reply) -> dict[str, float]:
+    """
+    Give the shares of the choices.
+
+    :raises InferenceError: the choices were not weighed to the end
+    """
+    if not reply.choices:
+        why = {'timeout': 'timeout was over', 'cancelled': 'the request was cancelled'}
+        raise InferenceError(
+            f'{why.get(reply.finish_reason, reply.finish_reason)} before all choices were '
+            'weighed: ask again, with a longer timeout or fewer choices'
+        )
+    return dict(reply.choices)
 
 
 class _Relay(Mailbox):
@@ -199,6 +214,10 @@ class Choosing:
 
     def _reply(self) -> Reply:
         best = max(self._scores.values())
+        if best == -math.inf:
+            raise InferenceError(
+                f'{self._vlm.parts.model.path} finds none of the choices possible: give others'
+            )
         weights = dict.fromkeys(self._request.choices, 0.0)
         for form, score in self._scores.items():
             weights[self._forms[form]] += math.exp(score - best)

@@ -12,20 +12,22 @@ compression that holds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 import hashlib
 import json
 import os
 from pathlib import Path
 import tempfile
-from typing import Any
+from typing import Any, IO
 import zipfile
 
 from llama_cpp import llama_cpp as lib
 import numpy as np
 
 from .config import Config
+from .encoders.onnx_weights import weights_beside
 from .errors import ModelMismatch, StateError
 from .llama import gguf
 from .llama.model import Model
@@ -79,7 +81,9 @@ def identity(decoder: Path, encoder: Path | None, config: Config) -> Identity:
     """Describe all that the cells of a conversation depend on."""
 
     def of_file(path: str | Path | None) -> tuple[str, str]:
-        return (Path(path).name, gguf.identity(Path(path))) if path else ('none', '')
+        if not path:
+            return 'none', ''
+        return Path(path).name, gguf.identity(Path(path), weights_beside(Path(path)))
 
     lora, adapter = of_file(config.lora)
     return {
@@ -137,18 +141,28 @@ def write(path: Path, saved: Saved, belongs_to: Identity) -> None:
             for _, image in images.values()
         ],
     }
-    path = _target(path)
+    with replacing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
+        archive.writestr('state.json', json.dumps(content))
+        for i, image in images.values():
+            data = np.concatenate([tile.data for tile in image.tiles])
+            archive.writestr(f'image_{i}', data.astype('<f4').tobytes())
+        with archive.open('kv', 'w', force_zip64=True) as member:
+            member.write(saved.kv)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """
+    Give a file to write; at the end it replaces what stood there before, or does not at all.
+
+    :raises StateError: it cannot be written
+    """
+    path = target(path)
     try:
         handle, part = tempfile.mkstemp('.part', f'.{path.name}.', path.parent)
         try:
             with os.fdopen(handle, 'wb') as file:
-                with zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as archive:
-                    archive.writestr('state.json', json.dumps(content))
-                    for i, image in images.values():
-                        data = np.concatenate([tile.data for tile in image.tiles])
-                        archive.writestr(f'image_{i}', data.astype('<f4').tobytes())
-                    with archive.open('kv', 'w', force_zip64=True) as member:
-                        member.write(saved.kv)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
@@ -173,7 +187,7 @@ def as_path(path: Any) -> Path:
     return Path(os.path.expanduser(os.fsdecode(path)))
 
 
-def _target(path: Path) -> Path:
+def target(path: Path) -> Path:
     """
     Give the file behind a path; one that a link names stays where the link points.
 
@@ -226,7 +240,7 @@ def read(path: Path, belongs_to: Identity, model: Model) -> Saved:
     :raises StateError: it cannot be read, was cut short, or is something else
     :raises ModelMismatch: it was saved with another model
     """
-    path = _target(path)
+    path = target(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if any(m.compress_type != zipfile.ZIP_STORED for m in archive.infolist()):

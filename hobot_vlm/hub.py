@@ -16,13 +16,14 @@ import fcntl
 import json
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import re
 import shutil
 import threading
 from typing import TypeVar
 import urllib.error
 
+from .encoders.onnx_weights import external_paths, outside_paths
 from .errors import BackendMissing, DownloadError, ModelFileError
 from .llama.gguf import PART, part_name, parts
 from .net import Connection, reason
@@ -34,6 +35,9 @@ T = TypeVar('T')
 
 #: Seconds for an answer without content, redirects and looking up names included.
 ANSWER_SECONDS = 60.0
+
+#: Files beside an ONNX file: exporters write one, or one for each of some hundred tensors.
+MOST_BESIDE = 1000
 
 #: Bytes of one page of a list of files, and pages: a hundred thousand files.
 MOST_LIST_BYTES, MOST_PAGES = 16 << 20, 100
@@ -47,11 +51,30 @@ CHECKSUM = re.compile('[0-9a-f]{40}|[0-9a-f]{64}')
 
 
 def whole(path: Path) -> bool:
-    """Say whether a file is there, and all of its parts where it is one of a split."""
+    """Say whether a file is there, and all that belongs to it: parts of a split, or weights."""
     try:
-        return all(part.is_file() for part in parts(path))
+        return all(part.is_file() for part in _files(path))
     except ModelFileError:
         return False
+
+
+def _files(path: Path) -> list[Path]:
+    """
+    Give a file and all that belongs to it: the parts of a split, or weights beside an ONNX file.
+
+    :raises ModelFileError: a part of a split is missing
+    """
+    return [*parts(path), *(path.parent / name for name in _weights(path))]
+
+
+def _weights(path: Path) -> list[str]:
+    """Give the names of the files beside it that an ONNX file takes weights from."""
+    try:
+        if path.suffix.lower() == '.onnx' and not outside_paths(path):
+            return external_paths(path)
+    except (OSError, ValueError):  # it is not there, or damaged, which opening it says
+        pass
+    return []
 
 
 def local(repo: str, pattern: str) -> Path | None:
@@ -75,7 +98,7 @@ def local(repo: str, pattern: str) -> Path | None:
 
 def all_intact(path: Path) -> bool:
     """Compare a file of the cache, and its other parts, with their checksums; remove damaged."""
-    damaged = [part for part in parts(path) if not _intact(part)]
+    damaged = [part for part in _files(path) if not _intact(part)]
     for part in damaged:
         logger.warning('%s is damaged and is fetched again', part)
         part.resolve().unlink()
@@ -91,7 +114,7 @@ def remove(repo: str, pattern: str) -> int:
     """
     path, folder = local(repo, pattern), _cache(repo)
     freed = 0
-    for part in parts(path) if path else []:
+    for part in _files(path) if path else []:
         blob, size = part.resolve(), part.stat().st_size
         part.unlink()
         links = (folder / 'snapshots').glob('*/**/*')  # of other revisions of the repository
@@ -141,7 +164,7 @@ def _without_later_parts(names: list[str]) -> list[str]:
 
 def fetch(repo: str, pattern: str) -> Path:
     """
-    Bring a file of the hub into the cache, whole and checked; of a split all parts.
+    Bring a file of the hub into the cache, whole and checked; and all that belongs to it.
 
     :param pattern: its path in the repository, in which ``*`` stands for any characters
     :return: the file in the cache; of a split the first part
@@ -153,7 +176,15 @@ def fetch(repo: str, pattern: str) -> Path:
         _check_online()
         name = _only_match(what, repo, pattern) if '*' in pattern else pattern
         names = [path.as_posix() for path in _part_names(Path(name))]
-        return [_fetch_one(repo, each) for each in names][0]
+        fetched = [_fetch_one(repo, each) for each in names][0]
+        beside = _weights(fetched)
+        if len(beside) > MOST_BESIDE:
+            raise DownloadError(
+                f'{what} takes weights from {len(beside)} files: expected at most {MOST_BESIDE}'
+            )
+        for each in beside:
+            _fetch_one(repo, (PurePosixPath(name).parent / each).as_posix())
+        return fetched
     except DownloadError:
         raise
     except Exception as exc:  # of one of three HTTP libraries; they share no base

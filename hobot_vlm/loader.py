@@ -189,7 +189,7 @@ def open_vision(
 
 def of_kind(path: Path | None, suffix: str) -> Path | None:
     """Give a file if it has this suffix."""
-    return path if path is not None and path.suffix == suffix else None
+    return path if path is not None and path.suffix.lower() == suffix else None
 
 
 def warn_of_idle_options(config: Config, encoder: Path | None) -> None:
@@ -198,7 +198,7 @@ def warn_of_idle_options(config: Config, encoder: Path | None) -> None:
     if encoder is None:
         for name in ('encoder_threads', 'max_tiles', 'fit', 'keep_image_tokens'):
             idle[name] = 'the model has no vision encoder'
-    if encoder is None or encoder.suffix not in ('.bin', '.hbm'):
+    if encoder is None or encoder.suffix.lower() not in ('.bin', '.hbm'):
         for name in ('bpu_priority', 'bpu_cores'):
             idle[name] = 'nothing runs on a BPU'
     if not config.lora:

@@ -27,6 +27,26 @@ def ask_many(
     vlm: VLM, questions: Sequence[tuple[Any, Images] | Request], parallel: int, more: Any
 ) -> list[Reply | VlmError]:
     """Answer questions; see :meth:`VLM.ask_many`."""
+    check(questions, parallel)
+    jobs: list[ImageJob | VlmError] = []
+    streams: list[Stream | VlmError] = []
+    replies: list[Reply | VlmError] = []
+    requests = [as_request(question, more) for question in questions]
+    for i, request in enumerate(requests):
+        if i >= parallel:
+            replies.append(_settled(streams[i - parallel]))
+        jobs += [_job(vlm, ahead) for ahead in requests[len(jobs) : i + 1 + AHEAD]]
+        streams.append(_stream(vlm, request, jobs[i]))
+    return replies + [_settled(stream) for stream in streams[len(replies) :]]
+
+
+def check(questions: object, parallel: object) -> None:
+    """
+    Check what many questions are asked with.
+
+    :raises ConfigError: ``parallel`` cannot be
+    :raises PromptError: the questions are no list
+    """
     if not isinstance(parallel, int) or not 1 <= parallel <= MAX_SEQUENCES:
         raise ConfigError(
             f'parallel is {repr(parallel)[:80]}: expected 1 to {MAX_SEQUENCES}', 'parallel'
@@ -36,19 +56,10 @@ def ask_many(
             f'the questions are of type {type(questions).__name__}: expected a list of questions, '
             'each with its picture, or None: [(question, picture), ...]'
         )
-    jobs: list[ImageJob | VlmError] = []
-    streams: list[Stream | VlmError] = []
-    replies: list[Reply | VlmError] = []
-    requests = [_request(question, more) for question in questions]
-    for i, request in enumerate(requests):
-        if i >= parallel:
-            replies.append(_settled(streams[i - parallel]))
-        jobs += [_job(vlm, ahead) for ahead in requests[len(jobs) : i + 1 + AHEAD]]
-        streams.append(_stream(vlm, request, jobs[i]))
-    return replies + [_settled(stream) for stream in streams[len(replies) :]]
 
 
-def _request(question: Any, more: Any) -> Request | VlmError:
+def as_request(question: Any, more: Any) -> Request | VlmError:
+    """Give the request of one of many questions, or what is wrong with it."""
     from .vlm import make_request
 
     if isinstance(question, Request):

@@ -16,6 +16,7 @@ from . import catalogue
 from .config import Config, ELSEWHERE, FAMILIES, PER_REQUEST
 from .encoded import EncodedImage
 from .encoders import Encoder, EncoderOptions, open_encoder, PictureEncoder
+from .encoders.onnx_weights import weights_beside
 from .engine.image_encoder import ImageEncoder, ImageJob
 from .errors import ConfigError, ModelMismatch
 from .families import Family, family
@@ -158,9 +159,10 @@ def encoded(parts: HasEncoder, job: ImageJob, config: Config) -> EncodedImage:
     if len(images) != 1:
         raise ConfigError('a video is several pictures: encode its frames one by one')
     (image,) = images
+    mark = gguf.identity(parts.encoder_path, weights_beside(parts.encoder_path))
     return EncodedImage(
         parts.family.name,
-        f'{parts.encoder_path.name[-100:]} {gguf.identity(parts.encoder_path)[:16]}',
+        f'{parts.encoder_path.name[-100:]} {mark[:16]}',
         tuple(tile.data for tile in image.tiles),
         image.rows,
         image.columns,

@@ -68,7 +68,7 @@ class VLM:
 
     def __new__(cls, config: Config) -> VLM:
         """Choose what answers, as ``pathlib.Path`` does: a model here, or one elsewhere."""
-        if cls is VLM and config.is_remote:
+        if cls is VLM and isinstance(config, Config) and config.is_remote:
             from .remote import remote_class
 
             return super().__new__(remote_class())
@@ -219,8 +219,9 @@ class VLM:
 
         :return: choice -> its share; all add up to 1. docs/acting.md says how they are weighed
         :raises ConfigError: choices that cannot be
+        :raises InferenceError: cancelled, or out of time
         """
-        return self.ask(question, images, choices=choosing.some(choices), **more).choices
+        return choosing.shares(self.ask(question, images, choices=choosing.some(choices), **more))
 
     def encode(self, images: Images, **options: Unpack[AskOptions]) -> None:
         """

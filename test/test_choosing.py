@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from core import batches, prompt
+from core import batches, parts, prompt
 from folders import DEMO, MODELS
 from hobot_vlm import ConfigError, InferenceError, PromptTooLong, VLM
 from hobot_vlm.choosing import spellings
@@ -212,6 +212,36 @@ def test_choosing_can_be_stopped(vlm):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert vlm.ask('Why?', n_predict=1).completion_tokens
+
+
+@pytest.mark.parametrize('question', ['Why not?', 'Why?', 'And where?'])
+def test_shares_that_are_not_there_are_an_error(vlm, question):
+    many = [f'{number} red cups and a spoon' for number in range(30)]
+    with pytest.raises(InferenceError, match='timeout was over before all choices'):
+        vlm.choose(question, picture(60, 40, 7), many, timeout=1e-6)
+
+
+@pytest.mark.parametrize('step', [1, 2])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize('exact', [False, True])
+def test_chances_that_are_no_numbers_are_an_error(vlm, step, value, exact):
+    context, logits_of = parts(vlm).context, parts(vlm).context.logits
+    count = 0
+
+    def logits(entry=-1):
+        nonlocal count
+        count += 1
+        found = logits_of(entry)
+        if count >= step:
+            found[1:] = value
+        return found
+
+    context.logits = logits
+    try:
+        with pytest.raises(InferenceError, match='not finite|choices possible'):
+            vlm.choose('Where?', None, ['a cat', 'some dogs'], exact=exact, n_predict=4)
+    finally:
+        del context.logits
 
 
 def test_closing_ends_a_choice():

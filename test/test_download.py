@@ -13,7 +13,9 @@ import sys
 import termios
 import time
 
+from folders import MODELS
 import hub
+import onnx
 import pytest
 
 REPO = 'maker/model'
@@ -350,6 +352,51 @@ def test_all_parts_of_a_split_are_fetched(env, server, name):
 def test_a_part_that_the_hub_lacks_is_named(env, server):
     server.files[REPO].update(list(PARTS.items())[:2])
     assert 'holds no such file' in error(vlm(env, 'download', 'split'))
+
+
+@pytest.fixture(scope='module')
+def beside(tmp_path_factory):
+    """Give the encoder of a test model as exporters write large ones: weights beside it."""
+    folder = tmp_path_factory.mktemp('beside')
+    graph = onnx.load(MODELS / 'internvl' / 'vision.onnx')
+    onnx.save(
+        graph,
+        folder / 'vision.onnx',
+        save_as_external_data=True,
+        location='vision.onnx_data',
+        size_threshold=1024,
+    )
+    return {f'onnx/{file.name}': file.read_bytes() for file in folder.iterdir()}
+
+
+def test_the_weights_beside_an_encoder_are_fetched(env, server, beside):
+    weights = 'onnx/vision.onnx_data'
+    decoder = (MODELS / 'internvl' / 'decoder.gguf').read_bytes()
+    server.files[REPO] = {**beside, 'decoder.gguf': decoder}
+    found = paths(vlm(env, 'download', 'small'))
+    there = found['encoder'].with_name('vision.onnx_data')
+    assert there.read_bytes() == beside[weights] and server.downloads == 3
+    # they count: what is damaged is fetched again, and what lacks them is not here
+    there.resolve().write_bytes(b'damaged')
+    assert vlm(env, 'download', 'small').returncode == 0
+    assert there.read_bytes() == beside[weights] and server.downloads == 4
+    there.unlink()
+    assert 'is not on this machine' in error(vlm(env, 'ask', '-m', 'small', 'What is it?'))
+
+
+def test_a_graph_with_too_many_files_beside_it(env, server, beside):
+    server.files[REPO] = beside
+    script = FETCH.replace('try:', 'hub.MOST_BESIDE = 0\ntry:')
+    result = subprocess.run(
+        [sys.executable, '-c', script, REPO, 'onnx/vision.onnx'],
+        env=env,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert 'takes weights from 1 files: expected at most 0' in result.stdout
+    assert server.downloads == 1
 
 
 # -- a hub that does not end ------------------------------------------------------------------

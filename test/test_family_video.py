@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hobot_vlm.families import family
 from hobot_vlm.families.smolvlm import in_words
 from hobot_vlm.values import Control, ImageEmbedding, Text, Tile, TileSpan
@@ -45,6 +47,14 @@ def test_smolvlm_sees_the_global_picture_of_a_frame_alone():
 def test_internvl_numbers_the_frames():
     parts = family('internvl').video([embedding()] * 2, [0.0, 1.0], 2.0, ('<img>', '</img>'))
     assert written(parts) == 'Frame1: <img>E0</img>\nFrame2: <img>E0</img>\n'
+
+
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_other_models_see_pictures_one_after_the_other(count):
+    """What InternVL's makers write before a frame, no others were trained on."""
+    frames = [replace(embedding(), layout=(Control('<a>'), 0, Control('<b>')))] * count
+    times = [float(number) for number in range(count)]
+    assert written(family('mtmd').video(frames, times, 9.0, ())) == '<a>E0<b>' * count
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def open_encoder(path: str | Path, options: EncoderOptions = EncoderOptions()) -
     from .runtimes import candidates, named, READERS
 
     path = Path(path)
-    if path.suffix not in READERS:
+    if path.suffix.lower() not in READERS:
         known = ', '.join(sorted(READERS))
         raise ModelFileError(
             path, f'no encoder is known for *{path.suffix}; expected one of {known}'

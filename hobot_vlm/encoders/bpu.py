@@ -363,7 +363,7 @@ def _open(path: Path, options: EncoderOptions) -> _HbmRuntime | _EasyDnn:
             'there is no such file; expected a vision encoder compiled for the BPU (.hbm, .bin)',
         )
     runtimes: list[tuple[str, Any]] = [('hbm_runtime', _HbmRuntime)]
-    if path.suffix == '.bin':
+    if path.suffix.lower() == '.bin':
         runtimes += [('hobot_dnn.pyeasy_dnn', _EasyDnn), ('hobot_dnn_rdkx5.pyeasy_dnn', _EasyDnn)]
     failures = []
     for name, runtime in runtimes:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from . import router, VisionEncoder
 from .onnx_session import reason
-from .onnx_weights import external_paths
+from .onnx_weights import weights_beside
 from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
 from ..errors import InferenceError, ModelMismatch
 from ..machine import return_free_memory
@@ -342,8 +342,7 @@ class _Mask:
 
 def weight_bytes(path: Path) -> int:
     """Give the size of a file and, for ONNX, of the weights beside it."""
-    outside = external_paths(path) if path.suffix == '.onnx' else []
-    files = (path, *(path.parent / name for name in outside))
+    files = (path, *weights_beside(path))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

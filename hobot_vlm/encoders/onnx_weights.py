@@ -29,7 +29,6 @@ FIELDS = {
     },
     'sparse tensor': {1: 'tensor', 2: 'tensor'},
     'tensor': {13: 'external data'},
-    'external data': {2: 'path'},  # or a number, which does no harm here
 }
 
 
@@ -46,6 +45,17 @@ def outside_paths(path: Path) -> list[str]:
     ]
 
 
+def weights_beside(path: Path) -> list[Path]:
+    """
+    Give the files beside a model file that it takes weights from; of an ONNX file alone.
+
+    :raises ValueError: it is a damaged ONNX file
+    """
+    if path.suffix.lower() != '.onnx':
+        return []
+    return [path.parent / name for name in external_paths(path)]
+
+
 def external_paths(path: Path) -> list[str]:
     """
     Give the paths of weights that lie outside the file, each once, relative to its folder.
@@ -58,11 +68,14 @@ def external_paths(path: Path) -> list[str]:
     messages = [('model', data)]
     while messages:
         kind, message = messages.pop()
+        if kind == 'external data':  # a key and its value
+            entry = dict(_fields(message))
+            if bytes(entry.get(1, b'')) == b'location':
+                found.append(bytes(entry.get(2, b'')).decode('utf-8', 'replace'))
+            continue
         for number, content in _fields(message):
             inside = FIELDS[kind].get(number)
-            if inside == 'path':
-                found.append(bytes(content).decode('utf-8', 'replace'))
-            elif inside:
+            if inside:
                 messages.append((inside, content))
     return list(dict.fromkeys(found))
 

@@ -77,7 +77,7 @@ def candidates(path: Path, options: EncoderOptions) -> tuple[list[Candidate], di
     :raises ModelFileError: the file is damaged
     :raises ModelMismatch: it is an encoder of an unknown family
     """
-    return READERS[path.suffix](path, options)
+    return READERS[path.suffix.lower()](path, options)
 
 
 def named(path: Path, found: list[Candidate], unfit: dict[str, str], device: str) -> Candidate:

@@ -75,13 +75,13 @@ class Family(ABC):
         controls: Collection[str],
     ) -> list[Part]:
         """
-        Write the frames of a video as they stand before the question.
+        Write the frames of a video as they stand before the question; usually as any pictures.
 
         :param times: when each frame is shown, in seconds from the first of the video
         :param duration: of the video, in seconds
         :param controls: control tokens of the model
         """
-        return self.parts(frames, [f'Frame{i + 1}' for i in range(len(frames))], controls)
+        return self.parts(frames, (), controls)
 
 
 class TileFamily(Family):

@@ -94,6 +94,16 @@ class InternVL(TileFamily):
             parts += [self.spans(image, controls), '\n']
         return parts
 
+    def video(
+        self,
+        frames: Sequence[ImageEmbedding],
+        times: Sequence[float],
+        duration: float,
+        controls: Collection[str],
+    ) -> list[Part]:
+        """Write a number before each frame."""
+        return self.parts(frames, [f'Frame{i + 1}' for i in range(len(frames))], controls)
+
     def tiles(self, rgb: Pixels, tile_size: int, max_tiles: int, fit: str = '') -> ImageTiles:
         fit = fit or self.default_fit
         height, width = rgb.shape[:2]

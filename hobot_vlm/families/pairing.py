@@ -52,7 +52,7 @@ def for_libmtmd(encoder: Path | None, model_type: int) -> bool:
     :raises ModelMismatch: libmtmd is asked for, and this is no file of llama.cpp; or another
         family is, and this file is of none
     """
-    if encoder is None or encoder.suffix != '.gguf':
+    if encoder is None or encoder.suffix.lower() != '.gguf':
         if model_type == ANY and encoder is not None:
             raise ModelMismatch(
                 f'model_type is {ANY}, for encoders that libmtmd runs, and {encoder} is none: '
@@ -85,7 +85,7 @@ def family_of(encoder: Path) -> Family | None:
 
     :raises ModelFileError: the header of an mmproj is damaged
     """
-    if encoder.suffix != '.gguf':
+    if encoder.suffix.lower() != '.gguf':
         return None
     name = PROJECTORS.get(projector_of(read_gguf(encoder).metadata))
     return family(name) if name else None
@@ -100,7 +100,7 @@ def check_pair(model: Model, encoder: Path, model_type: int = -1) -> None:
     :raises ModelFileError: the header of an mmproj is damaged
     """
     architecture = model.metadata('general.architecture') or 'unknown'
-    if encoder.suffix != '.gguf':
+    if encoder.suffix.lower() != '.gguf':
         if model.has_several_positions:
             raise ModelMismatch(
                 f'{model.path} ({architecture}) gives pictures positions of several parts '

@@ -15,9 +15,11 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
+from contextlib import nullcontext
 from io import BytesIO
 import os
 import re
+import threading
 import time
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -75,6 +77,8 @@ ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262
 
 #: ``cancelled`` of ``load_rgb``: says whether nobody wants the picture any more
 Cancelled = Callable[[], bool]
+
+_rewound = threading.Lock()  # of the place in whichever open file is read
 
 
 def load_rgb(source: ImageSource, *, cancelled: Cancelled | None = None) -> Pixels:
@@ -210,14 +214,22 @@ def _from_path(name: str, cancelled: Cancelled | None) -> Pixels:
 
 def _from_open_file(file: Any, cancelled: Cancelled | None) -> Pixels:
     what = f'picture in an open file ({type(file).__name__})'
+    clock, data = _Clock(what, cancelled), bytearray()
     try:
-        data = file.read(MAX_BYTES + 1)
+        whole = hasattr(file, 'seek') and getattr(file, 'seekable', lambda: True)()
+        with _rewound if whole else nullcontext():  # other requests may be about the same file
+            if whole:
+                file.seek(0)  # as Pillow does; it may have been written or read until its end
+            while len(data) <= MAX_BYTES and (block := file.read(MAX_BYTES + 1 - len(data))):
+                clock.check()
+                if not isinstance(block, (bytes, bytearray)):
+                    what += f' gives {type(block).__name__} instead of bytes'
+                    raise PictureError(f"{what}; open it with mode 'rb'")
+                data += block  # a pipe or a socket gives as much as there is
+    except PictureError:
+        raise
     except Exception as error:  # whatever the caller's object raises
         raise PictureError(f'{what} cannot be read: {short(str(error))}') from error
-    if not isinstance(data, bytes):
-        raise PictureError(
-            f"{what} gives {type(data).__name__} instead of bytes; open it with mode 'rb'"
-        )
     return _from_bytes(data, what, cancelled)
 
 

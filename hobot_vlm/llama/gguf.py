@@ -8,6 +8,7 @@ never a crash in C. Nothing here knows what a model is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 import hashlib
 import math
@@ -105,16 +106,17 @@ def part_name(stem: str, number: int, count: int) -> str:
     return f'{stem}-{number:05}-of-{count:05}.gguf'
 
 
-def identity(path: Path) -> str:
+def identity(path: Path, beside: Sequence[Path] = ()) -> str:
     """
     Hash the sizes of a model's files, their heads and a sample of the rest: quick for gigabytes.
 
     Any file will do; those of a split count together.
 
+    :param beside: files that it takes weights from
     :raises ModelFileError: a part of a split is missing
     :raises OSError: it cannot be read
     """
-    files = parts(path)
+    files = [*parts(path), *beside]
     if len(files) == 1:
         return _sampled(path)
     return hashlib.sha256(' '.join(map(_sampled, files)).encode()).hexdigest()

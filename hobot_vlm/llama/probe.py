@@ -83,7 +83,7 @@ def check_encoder_loads(encoder: Path) -> None:
 
     :raises ModelFileError: it does, or loading it takes longer than it can
     """
-    role = {'.gguf': 'mmproj', '.onnx': 'onnx'}.get(encoder.suffix)
+    role = {'.gguf': 'mmproj', '.onnx': 'onnx'}.get(encoder.suffix.lower())
     if role is not None:
         _check({role: encoder})
 

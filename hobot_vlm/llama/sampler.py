@@ -30,6 +30,8 @@ PENALTY_WINDOW = 64
 #: Largest bias of a token. Logits lie within some hundreds, so that this decides in every model,
 #: and added to one it is still exact enough in float32; infinity would leave nothing to choose.
 MAX_BIAS = 1e6
+#: What stands for a probability of 0, as in OpenAI's API: JSON knows no infinity.
+LOWEST_LOGPROB = -9999.0
 #: options that say what an answer has to follow
 FORMS = ('grammar', 'json_schema', 'regex')
 THINK_OPEN, THINK_CLOSE = '<think>', '</think>'
@@ -266,7 +268,7 @@ class Sampler:
         """Note the log probability of a token, and of the likeliest ones in its place."""
         exact = logits.astype(np.float64)
         exact -= exact.max()
-        exact -= np.log(np.exp(exact).sum())
+        exact = np.maximum(exact - np.log(np.exp(exact).sum()), LOWEST_LOGPROB)
         best = np.argsort(-exact)[: self._logprobs]
 
         def text(i: int) -> str:

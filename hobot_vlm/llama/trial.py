@@ -32,11 +32,11 @@ NO_MEMORY_WORDS = re.compile('bad_alloc|[Ff]ailed to allocate|[Oo]ut of memory|M
 
 def model_files(path: Path) -> list[Path]:
     """Give all files that a model file stands for."""
-    if path.suffix != '.onnx':
+    if path.suffix.lower() != '.onnx':
         return parts(path)
-    from ..encoders.onnx_weights import external_paths
+    from ..encoders.onnx_weights import weights_beside
 
-    return [path, *(path.parent / name for name in external_paths(path))]
+    return [path, *weights_beside(path)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -157,7 +157,7 @@ def _run_encoder(path: Path) -> None:
     from ..encoders import EncoderOptions, open_encoder
     from ..values import ImageTiles
 
-    _begin(path.suffix)
+    _begin(path.suffix.lower())
     with open_encoder(path, EncoderOptions()) as encoder:
         pixels = np.zeros((2, encoder.tile_size, encoder.tile_size, 3), np.uint8)
         half = (0.5, 0.5, 0.5)

@@ -160,16 +160,25 @@ def tokenize_plainly(model: Model, text: str) -> list[int]:
     :raises PromptError: it is no text
     :raises InferenceError: the model is closed
     """
-    if not isinstance(text, str):
-        raise PromptError(
-            f'what is to be tokenised is of type {type(text).__name__}: expected text'
-        )
+    check_text(text)
     pieces = [text]
     for mark in model.marks:
         if mark in text:
             half = [mark[:1], mark[1:]]
             pieces = [part for piece in pieces for part in _cut(piece, mark, half)]
     return [token for piece in pieces for token in model.tokenize(piece)]
+
+
+def check_text(text: object) -> None:
+    """
+    Check that there is something to be tokenised.
+
+    :raises PromptError: it is no text
+    """
+    if not isinstance(text, str):
+        raise PromptError(
+            f'what is to be tokenised is of type {type(text).__name__}: expected text'
+        )
 
 
 def _cut(piece: str, mark: str, half: list[str]) -> list[str]:

@@ -12,15 +12,13 @@ import binascii
 from collections.abc import Sequence
 import itertools
 import json
-import os
 from pathlib import Path
-import tempfile
 from typing import Any, TYPE_CHECKING
 
 from .body import Exchange
 from .pictures import Picture
 from ..conversation import Conversation
-from ..conversation_file import as_path
+from ..conversation_file import as_path, replacing, target
 from ..errors import StateError
 
 if TYPE_CHECKING:
@@ -76,17 +74,8 @@ class RemoteConversation(Conversation):
                 for exchange in self.exchanges
             ],
         }
-        path = as_path(path)
-        try:
-            with tempfile.NamedTemporaryFile(
-                'w', encoding='utf-8', dir=path.parent, prefix=f'.{path.name}.', delete=False
-            ) as file:
-                json.dump(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except OSError as exc:
-            raise StateError(f'{path} cannot be written: {exc.strerror or exc}') from exc
+        with replacing(as_path(path)) as file:
+            file.write(json.dumps(content).encode())
 
 
 def _flat(part: str | Picture) -> Any:
@@ -103,6 +92,7 @@ def read(path: Path) -> tuple[str, str, list[Exchange]]:
     :return: system prompt, overflow, turns
     :raises StateError: it is none, or damaged
     """
+    path = target(path)
     try:
         with path.open('rb') as file:
             data = file.read(MOST_BYTES + 1)

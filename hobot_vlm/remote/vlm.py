@@ -26,6 +26,7 @@ from .engines import Engine, Engines
 from .pictures import prepare
 from .tokens import tokenize
 from .trouble import Trouble
+from .. import many
 from ..config import Config
 from ..conversation import Conversation
 from ..conversation_file import as_path
@@ -33,7 +34,7 @@ from ..engine.engine import closed
 from ..engine.request import make_request, Request
 from ..engine.stream import Stream
 from ..errors import ConfigError, RemoteError, VlmError
-from ..llama.context import MAX_SEQUENCES
+from ..prompt.tokens import check_text
 from ..prompt_maker import config_of
 from ..values import Images, Reply, Status
 from ..vlm import VLM
@@ -157,8 +158,10 @@ class RemoteVLM(VLM):
         """
         Give the tokens of plain text, as a server says.
 
+        :raises PromptError: it is no text
         :raises RemoteError: it does not say
         """
+        check_text(text)
         found: list[int] = self._ask_one(lambda engine: tokenize(self.client, engine, text))
         return found
 
@@ -203,14 +206,12 @@ class RemoteVLM(VLM):
         self, questions: List[tuple[Any, Images] | Request], parallel: int = 8, **more: Any
     ) -> list[Reply | VlmError]:
         """Answer several questions, up to ``parallel`` of them side by side."""
-        if not 1 <= parallel <= MAX_SEQUENCES:
-            raise ConfigError(f'parallel is {parallel}: expected 1 to {MAX_SEQUENCES}', 'parallel')
+        many.check(questions, parallel)
 
         def ask(question: tuple[Any, Images] | Request) -> Reply | VlmError:
             try:
-                if not isinstance(question, Request):
-                    question = make_request(*question, **more)
-                return self.submit(question).wait()
+                request = many.as_request(question, more)
+                return request if isinstance(request, VlmError) else self.submit(request).wait()
             except VlmError as exc:
                 return exc
 

@@ -30,6 +30,7 @@ from .diagnostics import Statistics
 from .frames import FrameReader
 from .inbox import Inbox, Prompt, Reset
 from .llama_actions import installed, LlamaActions
+from .offers import unheard
 from .outcome import Outcome
 from .prompt_worker import PromptWorker
 from .publishers import Publishers, WatchPublishers
@@ -304,7 +305,9 @@ class Assembly:
 
     def _on_cancel(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         response.success = self.inbox.cancel()
-        response.message = 'stopped' if response.success else 'nothing is being answered'
+        response.message = 'stopped' if response.success else 'no prompt is being answered'
+        if not response.success and len(self.requests):
+            response.message += '; publish {"cancel": "ID"} on ~/request to stop a request'
         return response
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -371,14 +374,8 @@ class Assembly:
     def troubles(self) -> list[str]:
         """Say what keeps an active node from answering."""
         said = self.vlm.troubles()
-        for subscription in self._subscriptions:
-            publishers = self._node.get_publishers_info_by_topic(subscription.topic_name)
-            others = {info.topic_type for info in publishers} - {topics.PROMPT.interface}
-            if others:
-                said.append(
-                    f'{subscription.topic_name}: published as {", ".join(sorted(others))}, where '
-                    f'{topics.PROMPT.kind} is expected'
-                )
+        kind = topics.PROMPT.interface
+        said += filter(None, (unheard(self._node, each, kind) for each in self._subscriptions))
         cameras = self._cameras
         if cameras is not None:
             said += cameras.troubles(self._settings().max_image_age)

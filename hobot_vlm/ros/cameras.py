@@ -25,6 +25,7 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 from .inbox import Frame, Inbox
+from .offers import unheard
 from .parameters import topics_of
 from .topics import COMPRESSED_IMAGE, EMBEDDINGS, HBM_IMAGE, IMAGE, in_namespace, Topic
 from ..errors import BackendMissing, PictureError
@@ -220,7 +221,12 @@ class Camera:
                 f'{self.topic} ({count} of {", ".join(others)}, where {self._kind.kind} is '
                 f'expected: set {cure})'
             )
-        return f'{self.topic} ({count}{"" if publishers else self._elsewhere()})'
+        if not publishers:
+            return f'{self.topic} ({count}{self._elsewhere()})'
+        said = [unheard(self._node, each, self._kind.interface) for each in self._subscriptions]
+        if not self._auto and any(said):
+            return f'{self.topic} ({count}; {said[0]}, or set image_qos to auto)'
+        return f'{self.topic} ({count})'
 
     def _elsewhere(self) -> str:
         """Say where pictures are, while there are none here."""

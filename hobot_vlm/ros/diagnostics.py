@@ -133,7 +133,8 @@ class Diagnostics:
             status=[
                 DiagnosticStatus(
                     level=level,
-                    name=f'{self._node.get_name()}: {self._about}',
+                    # in a namespace, with that: two robots have nodes of one name
+                    name=f'{self._node.get_fully_qualified_name()[1:]}: {self._about}',
                     hardware_id='',
                     message=error or troubles or state,
                     values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],

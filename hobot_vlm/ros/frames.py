@@ -74,10 +74,12 @@ class Pictures:
                     f'the picture of {image.topic} is {image.age:.1f} s old, and max_image_age '
                     f'is {limit:g}'
                 )
+                cure = 'see whether its camera runs, or raise max_image_age'
+                if image.arrived <= limit:
+                    what += f', by its stamp; it came {image.arrived:.1f} s ago'
+                    cure = 'set the clock of its camera or of this machine, or raise max_image_age'
                 if settings.old_images == 'refuse':
-                    raise PictureError(
-                        f'{what}: see whether its camera runs, or raise max_image_age'
-                    )
+                    raise PictureError(f'{what}: {cure}')
                 log.warning('%s', what)
 
 
@@ -151,10 +153,10 @@ class FrameReader:
         header = getattr(message, 'header', None)  # HbmMsg1080P has none
         time = header.stamp if header else getattr(message, 'time_stamp', None)
         stamp = Stamp(time.sec, time.nanosec) if time else Stamp(0, 0)
-        age = perf_counter() - received
+        age = arrived = perf_counter() - received
         if any(stamp):
             now = self._clock.now().nanoseconds / 1e9
             age = max(age, now - (stamp.sec + stamp.nanosec / 1e9))
         # as hobot_llamacpp has it
         frame_id = header.frame_id if header else str(getattr(message, 'index', ''))
-        return ImageInfo(topic, stamp, frame_id, age)
+        return ImageInfo(topic, stamp, frame_id, age, arrived=arrived)

@@ -231,7 +231,12 @@ class VlmNode(LifecycleNodeMixin, Node):
 
     def _troubles(self) -> list[str]:
         assembly = self.assembly
-        return assembly.troubles() if self._phase == 'active' and assembly is not None else []
+        if assembly is None:
+            return []
+        if self._phase == 'active':
+            return assembly.troubles()
+        count = len(assembly.inbox)
+        return [f'{count} prompts wait: activate the node'] if count else []
 
     def _values(self) -> dict[str, object]:
         assembly = self.assembly

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 import json
+import math
 from typing import Any
 
 from .inbox import Prompt, Stamp
@@ -25,6 +26,7 @@ class ImageInfo:
 
     :param age: seconds from when it was taken to when the question's turn came
     :param width: in pixels; 0 where it could not be read
+    :param arrived: seconds from when it came, by a clock that nobody sets
     :param frames: where several of its camera were shown as a video: all, the oldest first
     """
 
@@ -35,11 +37,12 @@ class ImageInfo:
     width: int = 0
     height: int = 0
     frames: tuple[ImageInfo, ...] = ()
+    arrived: float = math.inf
 
     def older(self, seconds: float) -> ImageInfo:
         """Give the same some time later."""
         frames = tuple(frame.older(seconds) for frame in self.frames)
-        return replace(self, age=self.age + seconds, frames=frames)
+        return replace(self, age=self.age + seconds, arrived=self.arrived + seconds, frames=frames)
 
     def as_dict(self) -> dict[str, Any]:
         """Give the fields by name, for JSON."""

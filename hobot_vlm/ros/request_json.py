@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: characters of an id
 ID_LENGTH = 200
 
+#: stands for every request where one is cancelled
+EVERY = 'all'
+
 #: fields of the model's requests that make sense in JSON
 FIELDS = ('stop', 'find', 'choices', 'exact', 'priority', 'timeout')
 OWN = ('id', 'prompt', 'messages', 'images', 'cancel')
@@ -115,6 +118,8 @@ def check(fields: Mapping[str, Any], config: NodeConfig) -> Question:
     number = fields.get('id')
     if not isinstance(number, str) or not 0 < len(number) <= ID_LENGTH:
         raise PromptError(f'id: expected a text of 1 to {ID_LENGTH} characters')
+    if number == EVERY:
+        raise PromptError(f'id: {EVERY!r} is what cancels every request: choose another')
     if ('prompt' in fields) == ('messages' in fields):
         raise PromptError('expected either prompt or messages')
     prompt: Any = fields.get('prompt', fields.get('messages'))

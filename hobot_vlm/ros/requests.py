@@ -20,7 +20,7 @@ from .frames import FrameReader, Pictures
 from .inbox import Inbox, Prompt
 from .outcome import Outcome
 from .publishers import Publishers
-from .request_json import check, Question, read
+from .request_json import check, EVERY, Question, read
 from ..config import LIVE
 from ..errors import AnswerCut, PromptError, VlmError
 from ..node_config import NodeConfig
@@ -128,7 +128,7 @@ class Requests:
         which = fields['cancel']
         if not isinstance(which, str) or set(fields) != {'cancel'}:
             raise PromptError('cancel: expected {"cancel": "ID"} or {"cancel": "all"}')
-        if which == 'all':
+        if which == EVERY:
             self.cancel_all()
             self._cancel_prompts()
             return

@@ -8,8 +8,13 @@ import sys
 import time
 
 from hobot_vlm.encoders import EncoderOptions, open_encoder
+from hobot_vlm.encoders.onnx import weight_bytes
+from hobot_vlm.encoders.onnx_weights import weights_beside
 from hobot_vlm.encoders.pixels import PixelFormat
 from hobot_vlm.errors import BackendMissing, InferenceError, ModelFileError, ModelMismatch
+from hobot_vlm.llama import gguf
+from hobot_vlm.llama.probe import check_encoder_loads
+from hobot_vlm.llama.trial import model_files
 from hobot_vlm.values import ImageTiles
 import numpy as np
 import onnx
@@ -413,6 +418,28 @@ def test_weights_in_a_file_beside_the_graph_are_read(tmp_path, inside):
         found = encoder.encode(tiles)
     pixels = normalise(tiles.pixels)
     np.testing.assert_allclose(found, (pixels + np.arange(4)).sum(3), atol=1e-5)
+
+
+@pytest.mark.parametrize('inside', ['initializer', 'node', 'branch'])
+def test_weights_beside_a_graph_count_for_what_it_is(tmp_path, inside):
+    """Nothing else that stands beside their place is taken for a file."""
+    path, weights = tmp_path / 'vision.onnx', tmp_path / 'data.bin'
+    path.write_bytes(weights_elsewhere('data.bin', inside))
+    assert weights_beside(path) == model_files(path)[1:] == [weights]
+    marks = []
+    for number in (1.0, 2.0):
+        np.full(4, number, np.float32).tofile(weights)
+        marks.append(gguf.identity(path, weights_beside(path)))
+    assert marks[0] != marks[1]
+    assert weight_bytes(path) == path.stat().st_size + 16
+
+
+@pytest.mark.parametrize('name', ['VISION.ONNX', 'vision.Onnx'])
+def test_a_kind_is_known_in_capitals_too(tmp_path, name):
+    path = TinyEncoder().write(tmp_path / 'vision.onnx').rename(tmp_path / name)
+    check_encoder_loads(path)
+    with open_encoder(path, CPU) as encoder:
+        assert encoder.tokens == 4
 
 
 @pytest.mark.parametrize('inside', ['initializer', 'node', 'branch'])

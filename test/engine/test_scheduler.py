@@ -67,6 +67,31 @@ def test_a_stream_that_nobody_reads_holds_up_nobody(vlm):
     unread.close()
 
 
+@pytest.mark.parametrize(
+    'meanwhile',
+    [
+        lambda vlm, talk, path: talk.ask('And now?'),
+        lambda vlm, talk, path: talk.save(path),
+        lambda vlm, talk, path: talk.reset(),
+        lambda vlm, talk, path: talk.prefill(),
+        lambda vlm, talk, path: vlm.choose('Why?', None, ['a cat', 'some dogs']),
+        lambda vlm, talk, path: vlm.encode(picture(60, 40, 2)),
+        lambda vlm, talk, path: vlm.tokenize('Why?') and vlm.status(),
+        lambda vlm, talk, path: vlm.ask_many([('Why?', None)] * 20, parallel=20),
+    ],
+    ids=['ask', 'save', 'reset', 'prefill', 'choose', 'encode', 'status', 'many'],
+)
+def test_between_two_pieces_everything_goes_on(vlm, tmp_path, meanwhile):
+    """Within the loop over an answer, whose stream is not read on meanwhile."""
+    talk = vlm.conversation()
+    stream = talk.stream('Hello', n_predict=20, logit_bias=no_end(vlm))
+    pieces = iter(stream)
+    next(pieces)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(meanwhile, vlm, talk, tmp_path / 'talk').result(60)
+    assert stream.result().completion_tokens == 20
+
+
 def test_two_streams_in_one_thread_go_on_side_by_side(vlm):
     alone = [vlm.ask(question).text for question in ('Why?', 'And where?')]
     one, other = vlm.stream('Why?'), vlm.stream('And where?')
@@ -226,6 +251,27 @@ def test_a_timeout_ends_an_answer_as_it_is(vlm):
         del encoder.encode
     with pytest.raises(ConfigError, match='timeout is -1'):
         vlm.ask('Why?', timeout=-1)
+
+
+@pytest.mark.parametrize('which', [0, 2, 4])
+@pytest.mark.parametrize('kind', ['streams', 'turns'])
+def test_one_of_many_is_cancelled(vlm, kind, which):
+    """Of five side by side, or of one conversation, whose turns wait for each other."""
+    ask = vlm.conversation().stream if kind == 'turns' else vlm.stream
+    streams = [ask(f'Tell me {i}', n_predict=40, logit_bias=no_end(vlm)) for i in range(5)]
+    streams[which].cancel()
+    replies = [stream.result() for stream in streams]
+    found = [reply.finish_reason for reply in replies]
+    assert found == ['cancelled' if i == which else 'length' for i in range(5)]
+
+
+def test_cancel_means_the_oldest_that_is_open(vlm):
+    streams = [vlm.stream(f'Tell me {i}', n_predict=200, logit_bias=no_end(vlm)) for i in range(3)]
+    for stream in streams:  # one after the other, and then none
+        vlm.cancel()
+        assert stream.result().finish_reason == 'cancelled'
+    vlm.cancel()
+    assert vlm.ask('Why?', n_predict=1).completion_tokens == 1
 
 
 # -- room --------------------------------------------------------------------------------------

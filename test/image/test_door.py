@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
+from io import BytesIO, RawIOBase
+import mmap
 import os
 from pathlib import Path
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from urllib.parse import quote
 
@@ -53,6 +55,73 @@ BASE64 = base64.b64encode(PNG).decode()
 )
 def test_every_way_to_give_a_picture(source):
     assert np.array_equal(load_rgb(source), RGB)
+
+
+def written(file):
+    file.write(PNG)
+    return file
+
+
+def read_to_its_end(path):
+    file = path.open('rb')
+    assert file.read() == PNG
+    return file
+
+
+def mapped(path):
+    with path.open('rb') as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+class Bits(RawIOBase):
+    """Gives a few bytes at a time and has no place, as a socket."""
+
+    def __init__(self):
+        super().__init__()
+        self.file = BytesIO(PNG)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        data = self.file.read(min(len(buffer), 700))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def piped():
+    reading, writing = os.pipe()
+    os.write(writing, PNG)
+    os.close(writing)
+    return os.fdopen(reading, 'rb')
+
+
+@pytest.mark.parametrize(
+    'opened',
+    [
+        lambda path: written(BytesIO()),
+        lambda path: written(tempfile.SpooledTemporaryFile()),
+        read_to_its_end,
+        mapped,
+        lambda path: Bits(),
+        lambda path: piped(),
+    ],
+    ids=['written', 'spooled', 'read', 'mapped', 'bits', 'pipe'],
+)
+def test_a_place_within_an_open_file_is_not_trusted(tmp_path, opened):
+    path = tmp_path / 'a.png'
+    path.write_bytes(PNG)
+    with opened(path) as file:
+        assert np.array_equal(load_rgb(file), RGB)
+        if not hasattr(file, 'seekable') or file.seekable():
+            assert np.array_equal(load_rgb(file), RGB)
+
+
+def test_one_open_file_for_many(demo):
+    """Each reads it from its beginning, whoever else reads it at that time."""
+    file = BytesIO(PNG)
+    replies = demo.ask_many([(f'{number}?', file) for number in range(12)], n_predict=1)
+    assert all(reply.image_tokens for reply in replies)
 
 
 def test_home_and_open_files(tmp_path, monkeypatch):

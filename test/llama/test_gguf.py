@@ -6,6 +6,7 @@ from pathlib import Path
 import struct
 
 import gguf
+from hobot_vlm import VLM
 from hobot_vlm.errors import ModelFileError, ModelMismatch
 from hobot_vlm.families.pairing import check_pair
 from hobot_vlm.llama import probe
@@ -110,6 +111,24 @@ def test_a_part_that_is_missing_is_named(tmp_path):
     renamed = files[0].rename(tmp_path / 'alone.gguf')
     with pytest.raises(ModelFileError, match='one of 3 parts.*rename it as it was'):
         read_gguf(renamed)
+
+
+@pytest.mark.parametrize('order', [(0, 2, 1), (0, 1, 1), (0, 1, 0)])
+def test_parts_that_are_others_are_named(tmp_path, order):
+    """Exchanged, or one of them twice: llama.cpp says which, and nothing crashes."""
+    files = split(tmp_path)
+    data = [file.read_bytes() for file in files]
+    for file, number in zip(files, order, strict=True):
+        file.write_bytes(data[number])
+    with pytest.raises(ModelFileError, match='decoder-0000[23]-of-00003.gguf'):
+        VLM.load(llm_model_name=str(files[0]))
+
+
+def test_any_part_stands_for_the_model(tmp_path):
+    files = split(tmp_path)
+    for file in files:
+        with VLM.load(llm_model_name=str(file), llm_threads=1, n_ctx=256) as vlm:
+            assert vlm.ask('Why?', n_predict=1).completion_tokens == 1
 
 
 # -- damage ---------------------------------------------------------------------------------------

@@ -194,6 +194,46 @@ def test_reasoning_that_ends_by_itself_is_followed_by_the_answer(plain):
     sampler.close()
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize('step', [0, 2])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        {'temperature': 1.0},
+        {'json_schema': SCHEMA},
+        {'regex': '[ab]+'},
+        {'grammar': 'root ::= [ab]+'},
+    ],
+    ids=str,
+)
+def test_logits_that_are_no_numbers_are_an_error(plain, value, step, options):
+    """One that is no number or infinite, or none that is a number; at once, and later on."""
+    plain.answer(n=1)
+    sampler = Sampler(plain.context, Config(**options))
+    good = plain.context.logits().copy()
+    for _ in range(step):
+        plain.context.logits()[:] = good
+        sampler.sample()
+    spoilt = slice(None) if value == -np.inf else 5
+    plain.context.logits()[:] = good
+    plain.context.logits()[spoilt] = value
+    with pytest.raises(InferenceError, match='not finite'):
+        sampler.sample()
+    sampler.close()
+
+
+def test_tokens_that_cannot_come_have_a_probability_in_json(plain):
+    """JSON knows no infinity."""
+    plain.answer(n=1)
+    sampler = Sampler(plain.context, Config(), None, 3)
+    plain.context.logits()[1:] = -np.inf
+    assert sampler.sample() == 0
+    (said,) = sampler.reported
+    assert said.logprob == 0 and [chance for _, chance in said.top] == [0, -9999, -9999]
+    sampler.close()
+
+
 def test_without_a_rule_reasoning_is_free(plain):
     assert plain.answer(n=20)[0] == plain.answer(n=20, reasoned=True)[0]
 

@@ -6,15 +6,18 @@ import asyncio
 from dataclasses import fields
 from io import BytesIO
 import json
+import os
 
 from hobot_vlm import (
     ConfigError,
     GrammarError,
+    InferenceError,
     PictureError,
     PromptError,
     RemoteError,
     StateError,
     VLM,
+    VlmError,
 )
 from hobot_vlm.config import Config
 from hobot_vlm.remote.address import Address, read_address
@@ -134,6 +137,26 @@ def test_many_at_once_and_what_fails_among_them(far, demo, sample):
         far.ask_many([], parallel=0)
 
 
+def test_each_door_refuses_what_it_cannot_take(far, odd, sample):
+    for wrong in (
+        lambda: far.ask_many(None),
+        lambda: far.ask_many([('Hello', None)], parallel='all'),
+        lambda: far.conversation(5),
+        lambda: far.tokenize(None),
+        lambda: far.tokenize(b'Hello'),
+        lambda: far.restore(None),
+        lambda: far.encode(5),
+    ):
+        with pytest.raises(VlmError) as caught:
+            wrong()
+        assert 10 < len(str(caught.value)) < 300
+    first, *rest = far.ask_many([('Hello', None), 'Hello', ('Hello',), 7], n_predict=2)
+    assert first.completion_tokens
+    assert all(isinstance(each, PromptError) for each in rest)
+    with pytest.raises(InferenceError, match='timeout was over before all choices'):
+        far.choose(QUESTION, sample, ['yes', 'no'], timeout=1e-6)
+
+
 def test_leaving_and_cancelling_end_it_there_too(far, demo):
     for _ in far.stream('Hello', **ENDLESS):
         break
@@ -190,6 +213,8 @@ def test_what_it_is(far, demo, sample, address):
         far.encode('nofile.png')
     with pytest.raises(RemoteError, match='on this machine'):
         far.start_images(make_request('Hello'))
+    with pytest.raises(RemoteError, match='on this machine'):
+        far.encode_image(sample)
 
 
 # -- conversations -----------------------------------------------------------------------------
@@ -217,6 +242,29 @@ def test_a_conversation_keeps_turns_and_pictures(far, demo, sample, tmp_path):
     path.write_text('{"format": "hobot_vlm remote conversation 1", "turns": [{"user": [7]}]}')
     with pytest.raises(StateError, match='save it anew'):
         far.restore(path)
+
+
+@pytest.mark.parametrize('kind', ['link', 'FIFO', 'folder', 'missing folder'])
+def test_the_file_of_a_conversation_is_not_what_it_seems(far, tmp_path, kind):
+    """Written through a link, else refused; and nothing half written is left."""
+    path, target = tmp_path / 'talk', tmp_path / 'target'
+    talk = far.conversation('Be short.')
+    if kind == 'link':
+        path.symlink_to(target)
+        talk.save(path)
+        assert path.is_symlink() and target.stat().st_size
+        assert far.restore(path).system_prompt == 'Be short.'
+    else:
+        if kind == 'FIFO':
+            os.mkfifo(path)
+        elif kind == 'folder':
+            path.mkdir()
+        else:
+            path = path / 'file'
+        for use in (talk.save, far.restore):
+            with pytest.raises(StateError):
+                use(path)
+    assert {each.name for each in tmp_path.iterdir()} <= {'talk', 'target'}
 
 
 def test_turns_are_answered_in_order_and_one_that_was_forgotten_stays_so(far):

@@ -6,19 +6,28 @@ from array import array
 from functools import partial
 from io import BytesIO
 
+from hobot_vlm.node_config import NodeConfig
+from hobot_vlm.ros.cameras import Cameras
+from hobot_vlm.ros.inbox import Inbox
+from hobot_vlm.ros.offers import unheard
 import numpy as np
 from PIL import Image as Pillow
 import pytest
 import rclpy
 from rclpy.context import Context
+from rclpy.duration import Duration
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Int32
+from std_msgs.msg import Int32, String
 
 from .conftest import SAMPLE
 from .robot import BEST_EFFORT, image, RELIABLE
 
 QUESTION = 'Describe the picture.'
 OK, WARN = b'\0', b'\1'
+RELY, BEST = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+KEEP, FORGET = DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE
 
 
 @pytest.fixture(scope='module')
@@ -137,9 +146,53 @@ def test_prompts_of_another_type_are_reported(robot, start, stranger):
     start(feed_type=2)
     robot.wait('it is fine', lambda: robot.status() and robot.status().message == 'idle')
     other, _ = stranger(Int32, '/prompt_text')
-    warned(robot, '/prompt_text', 'std_msgs/msg/Int32', 'std_msgs/String is expected')
+    warned(robot, '/prompt_text', 'std_msgs/msg/Int32', 'std_msgs/msg/String is expected')
     other.destroy_node()
     fine(robot)
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'offered', 'says'),
+    [
+        ({'reliability': RELY}, {'reliability': BEST}, 'Best effort publisher'),
+        ({'durability': KEEP}, {'durability': FORGET}, 'Volatile publisher'),
+        ({'deadline': Duration(seconds=1)}, {}, 'deadline'),
+        ({'reliability': BEST, 'durability': FORGET}, {'reliability': RELY}, ''),
+    ],
+    ids=['reliability', 'durability', 'deadline', 'fits'],
+)
+def test_a_publisher_that_is_not_heard_is_named(robot, publish, wanted, offered, says):
+    """A topic of prompts, as the node looks at it; the graph alone shows nothing wrong."""
+    quiet = SubscriptionEventCallbacks(use_default_callbacks=False)
+    subscription = robot.node.create_subscription(
+        String, '/unheard', print, QoSProfile(depth=1, **wanted), event_callbacks=quiet
+    )
+    try:
+        publish(String, '/unheard', QoSProfile(depth=1, **offered))
+        robot.wait('it is seen', lambda: robot.node.count_publishers('/unheard'))
+        said = unheard(robot.node, subscription, 'std_msgs/msg/String')
+    finally:
+        robot.node.destroy_subscription(subscription)
+    assert bool(said) == bool(says)
+    if says:
+        assert says.lower() in said.lower() and 'qos_overrides./unheard.subscription' in said
+        assert said.startswith('/unheard is published by robot with a QoS that is not heard')
+
+
+@pytest.mark.parametrize('qos', ['auto', 'best_effort', 'reliable'])
+def test_a_camera_whose_reliability_is_another_is_reported(robot, publish, qos):
+    """Only where it was set by hand: else it is followed."""
+    topic = f'/{qos}'
+    config = NodeConfig(image_qos=qos, ros_img_sub_topic_name=topic)
+    cameras = Cameras(robot.node, config, Inbox(1))
+    try:
+        publish(Image, topic, BEST_EFFORT)
+        robot.wait('it is seen', lambda: robot.node.count_publishers(topic))
+        (said,) = cameras.troubles(0.0)
+    finally:
+        cameras.close()
+    assert ('set image_qos to auto' in said) == (qos == 'reliable')
+    assert said.startswith(f'no picture yet on {topic} (1 publisher')
 
 
 def test_one_of_two_cameras_is_dead(robot, start, publish, rgb):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from itertools import pairwise
+import re
+from time import perf_counter
 
-from hobot_vlm.errors import ConfigError
+from hobot_vlm.errors import ConfigError, PictureError
 from hobot_vlm.node_config import NodeConfig
+from hobot_vlm.ros.frames import FrameReader, Pictures
+from hobot_vlm.ros.inbox import Frame
 from hobot_vlm.ros.parameters import valid
+import numpy as np
 import pytest
+from rclpy.clock import Clock, ClockType, ROSClock
+from rclpy.time import Time
 
+from .robot import image
 from .scene import dog_and_nothing, Scene
 
 #: that a prompt sees, and seconds between them
@@ -36,6 +44,50 @@ def test_a_prompt_sees_the_last_pictures_as_a_video(robot, start):
         assert all(one - other >= PERIOD / 4 for one, other in pairwise(ages))
         assert reply['stamp'] == picture['stamp'] and ages[-1] == picture['age']
     scene.stop()
+
+
+@pytest.mark.parametrize(
+    ('ahead', 'came', 'says'),
+    [
+        (-1e9, 0.0, 'by its stamp; it came 0.0 s ago: set the clock of its camera'),
+        (-60.0, 0.0, 'by its stamp; it came 0.0 s ago: set the clock of its camera'),
+        (60.0, 30.0, ' s old, and max_image_age is 1: see whether its camera runs'),
+        (-60.0, 30.0, ' s old, and max_image_age is 1: see whether its camera runs'),
+        (None, 30.0, ' s old, and max_image_age is 1: see whether its camera runs'),
+        (None, 0.0, ''),
+        (0.0, 0.0, ''),
+        (1e6, 0.0, ''),
+    ],
+)
+@pytest.mark.parametrize('clock', [ClockType.SYSTEM_TIME, ClockType.ROS_TIME])
+def test_a_picture_is_as_old_as_two_clocks_say(clock, ahead, came, says):
+    """A camera that counts from its start, one that is behind or ahead, one without a stamp."""
+    clock = Clock(clock_type=clock)
+    now = clock.now().nanoseconds / 1e9
+    second, rest = (0, 0) if ahead is None else divmod(now + ahead, 1)
+    message = image(np.zeros((4, 4, 3), np.uint8), stamp=(int(second), int(rest * 1e9)))
+    frame = Frame('/image', b'', lambda _: message, perf_counter() - came)
+    pictures = Pictures()
+    FrameReader(clock).read((frame,), pictures)
+    assert all(0 <= info.age for info in pictures.info)
+    settings = NodeConfig(feed_type=1, max_image_age=1.0, old_images='refuse')
+    if not says:
+        return pictures.check_age(settings)
+    with pytest.raises(PictureError, match=re.escape(says)):
+        pictures.check_age(settings)
+
+
+def test_a_clock_that_stands_or_jumps_back():
+    """As /clock does when a bag begins again: the arrival tells."""
+    clock = ROSClock()
+    clock._set_ros_time_is_active(True)
+    message = image(np.zeros((4, 4, 3), np.uint8), stamp=(1000, 0))
+    frame = Frame('/image', b'', lambda _: message, perf_counter() - 5)
+    for now, age in ((0, 5), (1002, 5), (1010, 10), (1, 5)):
+        clock.set_ros_time_override(Time(seconds=now, clock_type=ClockType.ROS_TIME))
+        pictures = Pictures()
+        FrameReader(clock).read((frame,), pictures)
+        assert pictures.info[0].age == pytest.approx(age, abs=1)
 
 
 @pytest.mark.parametrize('more', [{'feed_type': 0}, {'feed_type': 1, 'parser_mode': 1}])

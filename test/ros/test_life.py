@@ -228,6 +228,8 @@ def test_prompts_while_inactive_are_answered_when_active(robot, start):
     robot.wait(
         'they wait', lambda: robot.status() and robot.values().get('prompts waiting') == '7'
     )
+    assert robot.status().message == '7 prompts wait: activate the node'
+    assert robot.status().level == b'\1'  # what waits is not healthy
     robot.request({'id': 'early', 'prompt': QUESTION})
     assert 'the node is not active' in robot.reply_to('early')['error']
     assert change(robot, Transition.TRANSITION_ACTIVATE), node.log
@@ -328,4 +330,9 @@ def test_two_robots_in_namespaces_share_no_topic(robot, start):
     robot.wait('a result', lambda: heard['/left/hobot_vlm/result'])
     assert json.loads(heard['/left/hobot_vlm/reply'][0])['prompt'] == 'Hello'
     assert not heard['/right/hobot_vlm/reply']
+    names = {f'{side}/hobot_vlm: answers' for side in ('left', 'right')}
+    robot.wait(
+        'diagnostics of both',
+        lambda: names == {array.status[0].name for array in heard['/diagnostics'][-4:]},
+    )
     assert not node.count_publishers('/right/tts_text')

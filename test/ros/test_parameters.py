@@ -4,6 +4,7 @@ from hobot_vlm.errors import ConfigError
 from hobot_vlm.node_config import NodeConfig
 from hobot_vlm.ros.arguments import as_typed
 from hobot_vlm.ros.node import VlmNode
+from hobot_vlm.ros.parameters import topic_options
 import pytest
 import rclpy
 from rclpy.context import Context
@@ -18,7 +19,9 @@ def declared():
     def declare(*arguments):
         context = Context()
         contexts.append(context)
-        line = ['--ros-args', *(part for a in arguments for part in ('-p', a))]
+        line = ['--ros-args']
+        for argument in arguments:
+            line += ['-r' if argument.startswith('__') else '-p', argument]
         rclpy.init(args=line, context=context)
         node = VlmNode(typed=as_typed(line), context=context)
         try:
@@ -32,6 +35,23 @@ def declared():
     yield declare
     for context in contexts:
         context.try_shutdown()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'pictures'),
+    [
+        ((), 'image'),
+        (('image_transport:=embedding', 'feed_type:=1'), 'encode/embedding'),
+        (('ros_img_sub_topic_name:=/image',), '/image'),
+        (('ros_img_sub_topic_name:=cam,/top',), 'cam,/top'),
+    ],
+)
+def test_topics_in_a_namespace(declared, arguments, pictures):
+    """Each that nobody named follows the node; what was named stays as it is written."""
+    config, _ = declared('__ns:=/left', *arguments)
+    named = {name: getattr(config, name) for name in topic_options(NodeConfig)}
+    assert named.pop('ros_img_sub_topic_name') == pictures
+    assert len(named) > 3 and not any(name.startswith('/') for name in named.values())
 
 
 def test_defaults(declared):

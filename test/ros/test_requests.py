@@ -307,6 +307,21 @@ def test_a_timeout(heard):
     assert heard.reply_to('slow')['finish_reason'] == 'timeout'
 
 
+@pytest.mark.parametrize('which', [0, 2, 4])
+def test_one_of_many_is_cancelled(heard, which):
+    """The first, one in the middle or the last; the service is for prompts, and says so."""
+    numbers = [f'{number}' for number in range(5)]
+    for number in numbers:
+        heard.request({'id': number, 'prompt': 'Go on', 'n_predict': 400})
+    stopped = heard.call('cancel')
+    assert not stopped.success and 'publish {"cancel": "ID"} on ~/request' in stopped.message
+    heard.request({'cancel': numbers[which]})
+    heard.wait('all replies', lambda: len(heard.replies()) == 5)
+    for number in numbers:
+        expected = 'cancelled' if number == numbers[which] else 'length'
+        assert heard.reply_to(number)['finish_reason'] == expected
+
+
 def test_an_id_that_is_open(heard):
     heard.request({'id': 'twice', 'prompt': 'Go on', 'n_predict': 100000})
     heard.request({'id': 'twice', 'prompt': 'Go on'})
@@ -333,6 +348,10 @@ def test_an_id_that_is_open(heard):
         ({'id': 'b', 'prompt': 'word ' * 9000}, 'n_ctx is 4096'),
         ({'id': 'b', 'messages': [{'role': 'pope', 'content': 'Hi'}]}, 'role'),
         ({'cancel': 7}, 'cancel: expected'),
+        ({'id': 'all', 'prompt': 'Hi'}, "id: 'all' is what cancels every request"),
+        ({'id': 'b', 'prompt': 'Hi', 'priority': 1e300}, 'priority'),
+        ({'id': 'b', 'prompt': 'Hi', 'seed': 10**30}, 'seed'),
+        ({'id': 'b', 'prompt': 'Hi', 'timeout': -1}, 'timeout'),
         ({'cancel': 'a', 'prompt': 'Hi'}, 'cancel: expected'),
         ({'id': 'b', 'prompt': 'Hi', 'images': [data_url()]}, ''),
     ],

@@ -114,15 +114,19 @@ def bench_fewer_tokens(
 
 
 def prefill_alone(vlm: VLM, tokens: int) -> float:
-    """Time one llama_decode of so many tokens in the context of a model, in milliseconds."""
+    """Time llama.cpp alone on so many tokens, in the context of a model, in milliseconds."""
     context = vlm.parts.context
+    n_batch = context.n_batch
     ids = list(np.random.default_rng(tokens).integers(100, 10000, tokens))
 
     def alone() -> float:
         while vlm._cache.evict():
             pass
         lib.llama_memory_clear(context.memory, True)
-        took = timed_once(context.run, [Run(0, 0, ids, logits=True)])
+        took = 0.0
+        for at in range(0, tokens, n_batch):
+            run = Run(0, at, ids[at : at + n_batch], logits=at + n_batch >= tokens)
+            took += timed_once(context.run, [run])
         lib.llama_memory_clear(context.memory, True)
         return took
 

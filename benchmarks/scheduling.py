@@ -9,7 +9,7 @@ from time import perf_counter, sleep
 from typing import Any
 
 from hobot_vlm import Stream, VLM
-from hobot_vlm.llama.context import Run
+from hobot_vlm.llama.context import Context, Run
 from hobot_vlm.values import ImageTiles
 from llama_cpp import llama_cpp as lib
 import numpy as np
@@ -111,24 +111,25 @@ def arrivals(stream: Stream) -> list[float]:
 
 
 def bench_prefill(report: Report, section: str, vlm: VLM) -> None:
-    """Compare prefilling text, a picture and text with llama_decode of as many tokens."""
-    context = vlm.parts.context
+    """Compare prefilling text, a picture and text with one llama_decode of as many tokens."""
+    call, kind = vlm.engine.call, vlm.config.cache_type
+    context = call(lambda: Context(vlm.parts.model, n_ctx=1024, n_batch=1024, cache_type=kind))
     shares = []
     for pair in range(PAIRS):
         reply = vlm.ask(words(vlm, SHORT, 6000 + pair), frame(300 + pair), n_predict=1)
+        new = reply.prompt_tokens - reply.reused_tokens
         tokens = list(np.random.default_rng(pair).integers(100, 10000, reply.prompt_tokens))
 
-        def alone(tokens: list[int] = tokens) -> float:
-            while vlm._cache.evict():
-                pass
+        def alone(tokens: list[int] = tokens, new: int = new) -> float:
             lib.llama_memory_clear(context.memory, True)
+            if len(tokens) > new:
+                context.run([Run(0, 0, tokens[:-new])])
             began = perf_counter()
-            context.run([Run(0, 0, tokens, logits=True)])
-            took = perf_counter() - began
-            lib.llama_memory_clear(context.memory, True)
-            return 1000 * took
+            context.run([Run(0, len(tokens) - new, tokens[-new:], logits=True)])
+            return 1000 * (perf_counter() - began)
 
-        shares.append(vlm.engine.call(alone) / reply.timings.prefill_ms)
+        shares.append(call(alone) / reply.timings.prefill_ms)
+    call(context.close)
     name = 'prefill of text and a picture, share of one llama_decode'
     report.add(section, name, median(shares))
 

@@ -56,16 +56,20 @@ class Family(ABC):
         """Give several pictures that stand in one place within a text."""
         return [self.spans(image, controls) for image in images]
 
-    @abstractmethod
     def parts(
         self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
     ) -> list[Part]:
         """
-        Give pictures as they stand before the question.
+        Give pictures as they stand before the question; usually one after the other.
 
         :param labels: what to call each; empty: as the makers do
         :param controls: control tokens of the model
         """
+        parts: list[Part] = []
+        for i, image in enumerate(images):
+            spans = self.spans(image, controls)
+            parts += [f'{labels[i]}: ', spans, '\n'] if labels else [spans]
+        return parts
 
     def video(
         self,

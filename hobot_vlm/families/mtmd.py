@@ -7,10 +7,10 @@ one that the chat template writes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from . import Family
-from ..values import ImageEmbedding, Part, Span, TileSpan
+from ..values import ImageEmbedding, Span, TileSpan
 
 
 class Libmtmd(Family):
@@ -27,12 +27,3 @@ class Libmtmd(Family):
 
     def spans(self, image: ImageEmbedding, controls: Collection[str]) -> list[Span]:
         return [TileSpan(image, part) if isinstance(part, int) else part for part in image.layout]
-
-    def parts(
-        self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
-    ) -> list[Part]:
-        parts: list[Part] = []
-        for i, image in enumerate(images):
-            spans = self.spans(image, controls)
-            parts += [f'{labels[i]}: ', spans, '\n'] if labels else [spans]
-        return parts

@@ -70,15 +70,6 @@ class SmolVLM(TileFamily):
             spans.append(Text('\n'))
         return [*spans, *self._global(image)]
 
-    def parts(
-        self, images: Sequence[ImageEmbedding], labels: Sequence[str], controls: Collection[str]
-    ) -> list[Part]:
-        parts: list[Part] = []
-        for i, image in enumerate(images):
-            spans = self.spans(image, controls)
-            parts += [f'{labels[i]}: ', spans, '\n'] if labels else [spans]
-        return parts
-
     def video(
         self,
         frames: Sequence[ImageEmbedding],

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+import time
 
 from hobot_vlm import VLM
 from hobot_vlm.engine.request import Request
-from hobot_vlm.llama.context import Context, Run
+from hobot_vlm.llama.context import Context, Outcome, Run
 from hobot_vlm.llama.kv_cache import KvCache, Slot
 from hobot_vlm.loader import Parts
 from hobot_vlm.prompt_maker import Made, PromptMaker
@@ -78,6 +79,68 @@ def batches(vlm: VLM) -> Iterator[list[list[Run]]]:
         del context.run
 
 
+@contextmanager
+def stepping(vlm: VLM, may_step: Callable[[], bool]) -> Iterator[None]:
+    """
+    Decode only while something is so, which the engine's thread asks before each batch.
+
+    All else goes on meanwhile: who comes is let in; who is cancelled or out of time leaves.
+    """
+    context = vlm.parts.context
+    run, before = context.run, context.__dict__.get('run')
+    over = False
+
+    def waiting(runs: list[Run]) -> Outcome:
+        if over or may_step():
+            return run(runs)
+        time.sleep(0.001)
+        return Outcome.STOPPED
+
+    context.run = waiting
+    try:
+        yield
+    finally:
+        over = True
+        if before is None:
+            del context.run
+        else:
+            context.run = before
+
+
+@contextmanager
+def paused(vlm: VLM, after: int = 0) -> Iterator[None]:
+    """
+    Decode so many batches, and then none until the block is left.
+
+    So no answer has ended before a test cancels it, however slow the test is.
+    """
+    left = after
+
+    def may_step() -> bool:
+        nonlocal left
+        left -= 1
+        return left >= 0
+
+    with stepping(vlm, may_step):
+        yield
+
+
+@contextmanager
+def at_once(vlm: VLM, requests: int) -> Iterator[None]:
+    """Decode nothing until so many requests have their prompts: they run side by side."""
+    begun = False
+
+    def may_step() -> bool:
+        nonlocal begun
+        scheduler = vlm.engine._scheduler
+        ready = [s for s in (*scheduler.running, *scheduler.waiting) if s.prompt]
+        begun = begun or len(ready) >= requests
+        return begun
+
+    with stepping(vlm, may_step):
+        yield
+
+
 class Refused(Exception):
     """What an answer has to follow did not let it be the text that was wished."""
 
@@ -131,13 +194,16 @@ __all__ = [
     'Context',
     'Run',
     'Refused',
+    'at_once',
     'batches',
     'cache',
     'embed',
     'empty',
     'parts',
+    'paused',
     'prompt',
     'sizes',
     'slots',
+    'stepping',
     'wishes',
 ]

@@ -9,7 +9,7 @@ import os
 import random
 import threading
 
-from core import batches, cache, embed, empty, parts, slots
+from core import batches, cache, embed, empty, parts, paused, slots
 from folders import MODELS
 from hobot_vlm import ConfigError, InferenceError, PictureError, PromptError, VLM, VlmError
 from hobot_vlm.engine import image_encoder, scheduler
@@ -258,8 +258,9 @@ def test_a_timeout_ends_an_answer_as_it_is(vlm):
 def test_one_of_many_is_cancelled(vlm, kind, which):
     """Of five side by side, or of one conversation, whose turns wait for each other."""
     ask = vlm.conversation().stream if kind == 'turns' else vlm.stream
-    streams = [ask(f'Tell me {i}', n_predict=40, logit_bias=no_end(vlm)) for i in range(5)]
-    streams[which].cancel()
+    with paused(vlm, after=6):
+        streams = [ask(f'Tell me {i}', n_predict=40, logit_bias=no_end(vlm)) for i in range(5)]
+        streams[which].cancel()
     replies = [stream.result() for stream in streams]
     found = [reply.finish_reason for reply in replies]
     assert found == ['cancelled' if i == which else 'length' for i in range(5)]

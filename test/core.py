@@ -12,6 +12,8 @@ import time
 
 from hobot_vlm import VLM
 from hobot_vlm.engine.request import Request
+from hobot_vlm.engine.sequence import Sequence
+from hobot_vlm.engine.stream import Stream
 from hobot_vlm.llama.context import Context, Outcome, Run
 from hobot_vlm.llama.kv_cache import KvCache, Slot
 from hobot_vlm.loader import Parts
@@ -35,6 +37,12 @@ def cache(vlm: VLM) -> KvCache:
 def slots(vlm: VLM) -> list[Slot]:
     """Give the slots of the KV cache, the one used last at the end."""
     return vlm._cache._slots
+
+
+def sequence_of(stream: Stream) -> Sequence:
+    """Give what the scheduler has of an answer."""
+    sequence: Sequence = stream._cancel.args[0]
+    return sequence
 
 
 def empty(vlm: VLM) -> None:
@@ -202,6 +210,7 @@ __all__ = [
     'parts',
     'paused',
     'prompt',
+    'sequence_of',
     'sizes',
     'slots',
     'stepping',

@@ -9,7 +9,7 @@ import os
 import random
 import threading
 
-from core import batches, cache, embed, empty, parts, paused, slots
+from core import at_once, batches, cache, embed, empty, parts, paused, sequence_of, slots
 from folders import MODELS
 from hobot_vlm import ConfigError, InferenceError, PictureError, PromptError, VLM, VlmError
 from hobot_vlm.engine import image_encoder, scheduler
@@ -100,22 +100,25 @@ def test_two_streams_in_one_thread_go_on_side_by_side(vlm):
 
 
 def test_a_lost_stream_stops_the_model(vlm):
-    stream = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
-    next(stream)
-    del stream
-    gc.collect()
-    while vlm.status().running:  # by the time-out of the test
-        pass
+    with paused(vlm, after=30):
+        stream = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
+        next(stream)
+        del stream
+        gc.collect()
+        while vlm.status().running:  # by the time-out of the test
+            pass
 
 
 def test_leaving_a_loop_stops_the_model(vlm):
-    stream = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
-    for _ in stream:
-        break
-    assert stream.result().finish_reason == 'cancelled'
-    with vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm)) as stream:
-        next(stream)
-    assert stream.result().finish_reason == 'cancelled'
+    with paused(vlm, after=30):
+        stream = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
+        for _ in stream:
+            break
+        assert stream.result().finish_reason == 'cancelled'
+    with paused(vlm, after=30):
+        with vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm)) as stream:
+            next(stream)
+        assert stream.result().finish_reason == 'cancelled'
 
 
 def test_coroutines_share_a_model_with_threads(vlm):
@@ -128,13 +131,15 @@ def test_coroutines_share_a_model_with_threads(vlm):
         return text
 
     async def main():
-        left = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
-        async for _ in left:
-            break
-        with pytest.raises(PictureError):
-            await vlm.stream('Why?', 'nowhere.png')
+        with paused(vlm, after=200):
+            left = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
+            async for _ in left:
+                break
+            with pytest.raises(PictureError):
+                await vlm.stream('Why?', 'nowhere.png')
+            left_reply = await left
         answers = await asyncio.gather(*(ask() for _ in range(CALLERS)))
-        return answers, await left
+        return answers, left_reply
 
     with ThreadPoolExecutor(4) as pool:
         others = [pool.submit(vlm.ask, 'Why?') for _ in range(4)]
@@ -175,10 +180,15 @@ def test_a_short_question_overtakes_a_long_prompt(vlm):
 
 def test_a_running_answer_never_waits_for_a_whole_prompt(vlm):
     empty(vlm)
-    answer = vlm.stream('Tell me.', n_predict=300, logit_bias=no_end(vlm))
-    next(answer)
+    long = long_prompt(vlm, 500, 1)
     with batches(vlm) as seen:
-        vlm.ask(long_prompt(vlm, 500, 1), n_predict=1, priority=1)
+        with paused(vlm, after=30):
+            answer = vlm.stream('Tell me.', n_predict=300, logit_bias=no_end(vlm))
+            next(answer)
+            question = vlm.stream(long, n_predict=1, priority=1)
+            while vlm.status().running < 2:
+                pass
+        question.result()
     shared = [runs for runs in seen if len({run.seq for run in runs}) > 1]
     assert len(shared) > 500 // scheduler.STEP - 1
     assert all(sum(len(run.entries) for run in runs) <= scheduler.STEP for runs in shared)
@@ -206,34 +216,17 @@ def test_short_prompts_do_not_starve_a_long_one():
 
 def test_priority_goes_first(vlm):
     """While the model is busy three questions come; the most urgent one is answered first."""
-    context, run = parts(vlm).context, parts(vlm).context.run
-    begun, go = threading.Event(), threading.Event()
     order = []
-
-    def held(runs):
-        begun.set()
-        assert go.wait(20)
-        return run(runs)
-
-    context.run = held
-    try:
+    with at_once(vlm, 4):
         first = vlm.stream('First', n_predict=1)
-        assert begun.wait(20)
+        while not vlm.status().running:
+            pass
         streams = {p: vlm.stream(f'Question {p}', n_predict=1, priority=p) for p in (-1, 0, 5)}
-        vlm._prompts.submit(lambda: None).result()  # their prompts are made
-        threads = [
-            threading.Thread(target=lambda p=p, s=s: (s.wait(), order.append(p)))
-            for p, s in streams.items()
-        ]
-        for thread in threads:
-            thread.start()
-        go.set()
-        for thread in threads:
-            thread.join()
-        first.result()
-    finally:
-        context.__dict__.pop('run', None)
-    assert sorted(order) == [-1, 0, 5]
+        for priority, stream in streams.items():
+            sequence_of(stream).finished.add_done_callback(lambda _, p=priority: order.append(p))
+        for stream in (first, *streams.values()):
+            stream.result()
+    assert order == [5, 0, -1]
 
 
 def test_a_timeout_ends_an_answer_as_it_is(vlm):
@@ -267,10 +260,12 @@ def test_one_of_many_is_cancelled(vlm, kind, which):
 
 
 def test_cancel_means_the_oldest_that_is_open(vlm):
-    streams = [vlm.stream(f'Tell me {i}', n_predict=200, logit_bias=no_end(vlm)) for i in range(3)]
-    for stream in streams:  # one after the other, and then none
-        vlm.cancel()
-        assert stream.result().finish_reason == 'cancelled'
+    with paused(vlm, after=30):
+        bias = no_end(vlm)
+        streams = [vlm.stream(f'Tell me {i}', n_predict=200, logit_bias=bias) for i in range(3)]
+        for stream in streams:  # one after the other, and then none
+            vlm.cancel()
+            assert stream.result().finish_reason == 'cancelled'
     vlm.cancel()
     assert vlm.ask('Why?', n_predict=1).completion_tokens == 1
 
@@ -349,8 +344,9 @@ def test_an_error_between_steps_ends_the_request_that_caused_it(vlm, monkeypatch
 
 
 def test_when_llama_cpp_fails_for_good_everybody_hears_of_it():
-    with small() as vlm:
-        streams = [vlm.stream(f'Tell me {i}.', n_predict=500) for i in range(3)]
+    with small() as vlm, paused(vlm, after=30):
+        bias = no_end(vlm)
+        streams = [vlm.stream(f'Tell me {i}.', n_predict=500, logit_bias=bias) for i in range(3)]
         next(streams[0])
 
         def broken(runs):
@@ -793,6 +789,8 @@ def test_random_requests_of_threads_and_coroutines(monkeypatch):
         everybody(REQUESTS)
         after = resident_bytes()
         assert wrong == []
-        assert not any(slot.in_use for slot in slots(vlm)) or vlm.status().running
+        while vlm.status().waiting or vlm.status().running:  # what was cancelled at last
+            pass
+        assert not any(slot.in_use for slot in slots(vlm))
         print(f'{before / 1e6:.1f} -> {after / 1e6:.1f} MB in {REQUESTS} requests')
         assert after < 1.01 * before

@@ -116,18 +116,15 @@ def stepping(vlm: VLM, may_step: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def paused(vlm: VLM, after: int = 0) -> Iterator[None]:
+def unfinished(vlm: VLM, tokens: int = 30) -> Iterator[None]:
     """
-    Decode so many batches, and then none until the block is left.
+    Decode nothing while a running answer has so many tokens, until the block is left.
 
-    So no answer has ended before a test cancels it, however slow the test is.
+    So no longer one has ended before a test cancels it, however slow the test is.
     """
-    left = after
 
     def may_step() -> bool:
-        nonlocal left
-        left -= 1
-        return left >= 0
+        return all(len(s.tokens) < tokens for s in vlm.engine._scheduler.running)
 
     with stepping(vlm, may_step):
         yield
@@ -208,11 +205,11 @@ __all__ = [
     'embed',
     'empty',
     'parts',
-    'paused',
     'prompt',
     'sequence_of',
     'sizes',
     'slots',
     'stepping',
+    'unfinished',
     'wishes',
 ]

@@ -9,7 +9,7 @@ import os
 import random
 import threading
 
-from core import at_once, batches, cache, embed, empty, parts, paused, sequence_of, slots
+from core import at_once, batches, cache, embed, empty, parts, sequence_of, slots, unfinished
 from folders import MODELS
 from hobot_vlm import ConfigError, InferenceError, PictureError, PromptError, VLM, VlmError
 from hobot_vlm.engine import image_encoder, scheduler
@@ -100,7 +100,7 @@ def test_two_streams_in_one_thread_go_on_side_by_side(vlm):
 
 
 def test_a_lost_stream_stops_the_model(vlm):
-    with paused(vlm, after=30):
+    with unfinished(vlm):
         stream = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
         next(stream)
         del stream
@@ -110,12 +110,12 @@ def test_a_lost_stream_stops_the_model(vlm):
 
 
 def test_leaving_a_loop_stops_the_model(vlm):
-    with paused(vlm, after=30):
+    with unfinished(vlm):
         stream = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
         for _ in stream:
             break
         assert stream.result().finish_reason == 'cancelled'
-    with paused(vlm, after=30):
+    with unfinished(vlm):
         with vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm)) as stream:
             next(stream)
         assert stream.result().finish_reason == 'cancelled'
@@ -131,7 +131,7 @@ def test_coroutines_share_a_model_with_threads(vlm):
         return text
 
     async def main():
-        with paused(vlm, after=200):
+        with unfinished(vlm):
             left = vlm.stream('Tell me.', n_predict=900, logit_bias=no_end(vlm))
             async for _ in left:
                 break
@@ -182,7 +182,7 @@ def test_a_running_answer_never_waits_for_a_whole_prompt(vlm):
     empty(vlm)
     long = long_prompt(vlm, 500, 1)
     with batches(vlm) as seen:
-        with paused(vlm, after=30):
+        with unfinished(vlm):
             answer = vlm.stream('Tell me.', n_predict=300, logit_bias=no_end(vlm))
             next(answer)
             question = vlm.stream(long, n_predict=1, priority=1)
@@ -251,7 +251,7 @@ def test_a_timeout_ends_an_answer_as_it_is(vlm):
 def test_one_of_many_is_cancelled(vlm, kind, which):
     """Of five side by side, or of one conversation, whose turns wait for each other."""
     ask = vlm.conversation().stream if kind == 'turns' else vlm.stream
-    with paused(vlm, after=6):
+    with unfinished(vlm, tokens=6):
         streams = [ask(f'Tell me {i}', n_predict=40, logit_bias=no_end(vlm)) for i in range(5)]
         streams[which].cancel()
     replies = [stream.result() for stream in streams]
@@ -260,7 +260,7 @@ def test_one_of_many_is_cancelled(vlm, kind, which):
 
 
 def test_cancel_means_the_oldest_that_is_open(vlm):
-    with paused(vlm, after=30):
+    with unfinished(vlm):
         bias = no_end(vlm)
         streams = [vlm.stream(f'Tell me {i}', n_predict=200, logit_bias=bias) for i in range(3)]
         for stream in streams:  # one after the other, and then none
@@ -344,7 +344,7 @@ def test_an_error_between_steps_ends_the_request_that_caused_it(vlm, monkeypatch
 
 
 def test_when_llama_cpp_fails_for_good_everybody_hears_of_it():
-    with small() as vlm, paused(vlm, after=30):
+    with small() as vlm, unfinished(vlm):
         bias = no_end(vlm)
         streams = [vlm.stream(f'Tell me {i}.', n_predict=500, logit_bias=bias) for i in range(3)]
         next(streams[0])

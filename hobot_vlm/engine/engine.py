@@ -62,7 +62,11 @@ class Engine:
                 raise self._scheduler.dead or closed()
             self._open[number] = weakref.ref(sequence)
             self._scheduler.inbox.put(lambda: self._scheduler.add(sequence))
-        sequence.finished.add_done_callback(lambda _: self._open.pop(number, None))
+        sequence.finished.add_done_callback(lambda _: self._forget(number))
+
+    def _forget(self, number: int) -> None:
+        with self._lock:
+            self._open.pop(number, None)
 
     def ready(
         self, sequence: Sequence, prompt: Prompt, thinking: bool, sampler: Sampler | Scorer | None

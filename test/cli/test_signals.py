@@ -32,7 +32,7 @@ def test_ctrl_c_stops_an_answer():
     with start('ask', 'Say x.', *ENDLESS) as process:
         assert process.stdout.read(3) == b'xxx'
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out.strip(b'x') == b'\n' and err == b''
 
@@ -43,7 +43,7 @@ def test_ctrl_c_with_json_still_prints_what_there_is(screen):
     terminal.interrupt()
     with terminal.process.stdout as stdout:
         out = stdout.read()
-    assert terminal.process.wait(20) == 130
+    assert terminal.process.wait(60) == 130
     assert json.loads(out)['finish_reason'] == 'cancelled'
 
 
@@ -61,7 +61,7 @@ def test_ctrl_c_while_modules_are_imported(library):
         with start(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
             wait_for(process, library)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (130, b'') and out.strip(b'x\n') == b''
 
 
@@ -81,7 +81,7 @@ def test_ctrl_c_while_c_code_is_at_work(module, name, command):
     ) as process:
         assert process.stdout.readline() == b'slow\n'
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b'', b'')
 
 
@@ -91,7 +91,7 @@ def test_ctrl_c_while_a_question_is_awaited_from_a_pipe():
         process.stdin.flush()
         assert process.stdout.readline().strip()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert process.stderr.read() == b''
 
 
@@ -100,4 +100,4 @@ def test_a_reader_that_leaves_is_no_error():
         process.stdout.read(3)
         process.stdout.close()
         assert process.stderr.read() == b''
-        assert process.wait(20) == 141
+        assert process.wait(60) == 141

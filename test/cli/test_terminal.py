@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 import re
 from subprocess import PIPE
+import sys
 import time
 
 from hobot_vlm.cli.terminal import cut, Lines, Waiting, width_of
@@ -41,7 +42,7 @@ def test_loading_is_said_and_the_banner_names_the_model(screen, tmp_path):
     entry = {'title': 'My own model', 'variants': {'any': files}}
     mine.write_text(json.dumps({'models': {'mine': entry}}))
     _, banner = talk(screen, '-m', 'mine')
-    assert 'loading mine … 0.' in banner
+    assert re.search(r'loading mine … \d', banner)
     assert banner.index('mine: My own model') > banner.index('loading mine')
     assert '/help' in banner and 'toy' not in banner
 
@@ -69,13 +70,12 @@ def test_the_waiting_line_counts_and_goes_away(monkeypatch):
     with Waiting() as waiting:
         waiting.show('looking')
         end = time.monotonic() + 10
-        while 'looking … 0.' not in terminal.getvalue() and time.monotonic() < end:
+        while 'looking … ' not in terminal.getvalue() and time.monotonic() < end:
             time.sleep(0.05)
         waiting.hide()
         shown = terminal.getvalue()
-    assert 'looking … 0.' in shown
-    last = shown.rsplit('looking', 1)[1]
-    assert last.endswith('\r' + ' ' * len('looking … 0.4 s') + '\r')
+    lines = re.findall(r'looking … \d+\.\d s', shown)
+    assert lines and shown.endswith('\r' + ' ' * len(lines[-1]) + '\r')
     assert terminal.getvalue() == shown
 
 
@@ -172,7 +172,7 @@ def test_a_terminal_conversation(screen, sample, demo):
     assert expected in said(terminal, QUESTION).replace('\n', ' ')
     assert 'tokens/s' in said(terminal, '/stats')
     terminal.type('\x04')
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(60) == 0
 
 
 @pytest.mark.parametrize('word', ['exit', 'quit', '/bye', '/quit', '/exit', 'EXIT', 'bye'])
@@ -180,7 +180,7 @@ def test_words_that_leave(screen, word):
     terminal, _ = talk(screen)
     terminal.type(f'{word}\n')
     terminal.rest()
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(60) == 0
 
 
 def test_a_question_mark_is_help(screen):
@@ -232,7 +232,7 @@ def test_pasted_lines_are_one_question(screen, sample):
     shown = terminal.until(PROMPT)
     assert len(re.findall('background', shown)) == 1
     terminal.type('\x04')
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(60) == 0
 
 
 # -- history and completion -------------------------------------------------------------------
@@ -309,13 +309,24 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(screen):
     terminal.type('\x03')
     terminal.until(PROMPT)
     terminal.type('/quit\n')
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(60) == 0
 
 
-def test_a_picture_is_not_lost_when_its_first_question_was_stopped(screen, sample, tmp_path):
-    long = tmp_path / 'system.txt'
-    long.write_text('word ' * 150)
-    terminal, _ = talk(screen, sample, '--json', '--n-batch=1', '--system-prompt', long)
+#: the command, whose model answers nothing until something was cancelled
+PATIENT = """
+import sys
+from hobot_vlm.engine.engine import Engine
+from hobot_vlm.engine.scheduler import Scheduler
+admit, cancel, stopped = Scheduler._admit, Engine.cancel, []
+Scheduler._admit = lambda self: admit(self) if stopped else None
+Engine.cancel = lambda self, sequence: (stopped.append(1), cancel(self, sequence))
+from hobot_vlm.cli.main import main
+sys.exit(main())
+"""
+
+
+def test_a_picture_is_not_lost_when_its_first_question_was_stopped(screen, sample):
+    terminal, _ = talk(screen, sample, '--json', program=[sys.executable, '-c', PATIENT])
     terminal.type(f'{QUESTION}\n')
     terminal.until('looking at the picture')
     terminal.interrupt()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 
-from core import batches, embed, empty, parts, sizes, slots
+from core import at_once, batches, embed, empty, parts, sizes, slots, stepping, unfinished
 from folders import MODELS
 from hobot_vlm import (
     AnswerCut,
@@ -153,9 +152,10 @@ def test_an_answer_ends_where_the_context_does(sample):
 
 def test_closing_the_stream_stops_the_model(fresh, sample):
     expected = fresh.ask(QUESTION, sample).text
-    stream = fresh.stream(QUESTION, sample, n_predict=4000, logit_bias=no_end(fresh))
-    next(stream)
-    stream.close()
+    with unfinished(fresh):
+        stream = fresh.stream(QUESTION, sample, n_predict=4000, logit_bias=no_end(fresh))
+        next(stream)
+        stream.close()
     assert stream.result().finish_reason == 'cancelled'
     assert stream.result().completion_tokens < 4000
     assert list(stream) == []
@@ -163,12 +163,13 @@ def test_closing_the_stream_stops_the_model(fresh, sample):
 
 
 def test_cancel_from_another_thread(fresh, sample):
-    stream = fresh.stream(QUESTION, sample, n_predict=4000, logit_bias=no_end(fresh))
-    next(stream)
-    thread = threading.Thread(target=fresh.cancel)
-    thread.start()
-    thread.join()
-    assert stream.result().finish_reason == 'cancelled'
+    with unfinished(fresh):
+        stream = fresh.stream(QUESTION, sample, n_predict=4000, logit_bias=no_end(fresh))
+        next(stream)
+        thread = threading.Thread(target=fresh.cancel)
+        thread.start()
+        thread.join()
+        assert stream.result().finish_reason == 'cancelled'
     fresh.cancel()  # nothing runs: nothing to cancel
     assert fresh.ask(QUESTION, sample).finish_reason == 'stop'
 
@@ -177,13 +178,19 @@ def test_cancel_stops_a_long_prefill(fresh):
     """Within the batch that is running: what it was to decode is not in the cache."""
     text = 'dog ' * 3500
     fresh.ask('Hello')
-    with batches(fresh) as seen:
-        stream = fresh.stream(text, n_predict=1)
-        while not seen:
-            time.sleep(0.001)
-        stream.cancel()
-        reply = stream.result()
+    left = 3
+
+    def may_step():
+        nonlocal left
+        left -= 1
+        if not left:
+            fresh.cancel()
+        return True
+
+    with batches(fresh) as seen, stepping(fresh, may_step):
+        reply = fresh.ask(text, n_predict=1)
     assert (reply.finish_reason, reply.completion_tokens) == ('cancelled', 0)
+    assert left <= 0 < len(seen)
     assert sum(sizes(seen)) < reply.prompt_tokens
     assert fresh.ask('Hello').text == fresh.ask('Hello').text
 
@@ -439,7 +446,8 @@ def test_what_questions_have_in_common_is_decoded_once(sample, monkeypatch):
         alone = [vlm.ask(*question, **options) for question in questions]
     longest = max(reply.prompt_tokens for reply in alone)
     with VLM.load('demo', n_ctx=longest + 100) as vlm, batches(vlm) as seen:
-        many = vlm.ask_many(questions, parallel=len(questions), **options)
+        with at_once(vlm, len(questions)):
+            many = vlm.ask_many(questions, parallel=len(questions), **options)
     assert [r.text for r in many] == [r.text for r in alone]
     assert [r.prompt_tokens for r in many] == [r.prompt_tokens for r in alone]
     assert any(len({run.seq for run in runs}) == len(questions) for runs in seen)  # side by side

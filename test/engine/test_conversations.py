@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import threading
 
-from core import parts, slots
+from core import at_once, parts, slots
 from folders import DEMO, MODELS
 from hobot_vlm import PromptTooLong, VLM
 from hobot_vlm.llama.context import Context, Outcome, Run
@@ -311,7 +311,8 @@ def test_side_by_side_to_the_last_bit(cache_type, monkeypatch):
             'demo', max_tiles=1, n_predict=16, llm_threads=2, cache_type=cache_type
         ) as vlm:
             watch = Watch('demo', None, monkeypatch)
-            replies = vlm.ask_many(questions, parallel=parallel)
+            with at_once(vlm, parallel):
+                replies = vlm.ask_many(questions, parallel=parallel)
             if parallel > 1:
                 assert sum(len(slot.ids) > 0 for slot in slots(vlm)) >= parallel
         assert len(replies) == len(questions)

@@ -13,6 +13,7 @@ from folders import MODELS
 from hobot_vlm import Progress, VLM
 from hobot_vlm.cli.ask import encoding
 from hobot_vlm.encoders import onnx as onnx_encoder
+from hobot_vlm.engine import image_encoder
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -37,10 +38,20 @@ def vlm():
         yield opened
 
 
+class Gate(threading.Semaphore):
+    """Counts who came."""
+
+    came = 0
+
+    def acquire(self):
+        self.came += 1
+        return super().acquire()
+
+
 @contextmanager
-def tile_by_tile(vlm) -> Iterator[threading.Semaphore]:
+def tile_by_tile(vlm) -> Iterator[Gate]:
     """Let the encoder run once for each release."""
-    encoder, encode, go = parts(vlm).encoder, parts(vlm).encoder.encode, threading.Semaphore(0)
+    encoder, encode, go = parts(vlm).encoder, parts(vlm).encoder.encode, Gate(0)
     encoder.encode = lambda tiles: (go.acquire(), encode(tiles))[1]
     try:
         yield go
@@ -75,18 +86,20 @@ def test_tiles_are_counted_as_they_are_encoded(vlm):
     assert encoding(stream) == ''
 
 
-def test_the_time_left_is_that_of_the_last_tile_for_each(vlm):
+def test_the_time_left_is_that_of_the_last_tile_for_each(vlm, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(image_encoder, 'perf_counter', lambda: now)
     with tile_by_tile(vlm) as go:
         stream = vlm.stream('Why?', shown(2), **OPTIONS)
         wait_for(lambda: stream.progress.total == 5)
-        sleep(0.4)
+        wait_for(lambda: go.came == 1)
+        now += 2.0
         go.release()
         wait_for(lambda: stream.progress.done == 1)
-        first = stream.progress.seconds_left
-        assert first > 0
-        assert vlm.status().encoding_s > 0
-        sleep(0.1)
-        assert stream.progress.seconds_left < first
+        assert stream.progress.seconds_left == vlm.status().encoding_s == 8.0
+        wait_for(lambda: go.came == 2)
+        now += 0.5
+        assert stream.progress.seconds_left == 7.5
         assert encoding(stream).startswith('encoding tile 2 of 5')
     assert stream.wait().image_tokens
 

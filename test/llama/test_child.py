@@ -11,7 +11,8 @@ import pytest
 
 
 def run(program, seconds):
-    return child.run([sys.executable, '-c', program], os.environ, seconds)
+    # -S: the start itself computes next to nothing
+    return child.run([sys.executable, '-S', '-c', program], os.environ, seconds)
 
 
 def test_how_it_ended_and_what_it_said():

@@ -11,6 +11,7 @@ import threading
 import time
 from urllib.request import urlopen
 
+from core import unfinished
 from hobot_vlm import RemoteError, VLM
 from hobot_vlm.cli.main import main
 from hobot_vlm.remote import call
@@ -66,10 +67,11 @@ def test_the_fallback_answers_until_the_server_is_back(demo, sample):
             assert (reply.text, reply.model) == ('There is an automobile in the middle.', 'demo')
             assert vlm.troubles() == [f'{url} is away: {vlm.engines.all[0].away}']
         assert len(talk.exchanges) == 5
-        stream = vlm.stream('Hello', grammar='root ::= "x" root', n_predict=100000)
-        next(stream)
-        stream.cancel()
-        assert (stream.wait().finish_reason, stream.wait().model) == ('cancelled', 'demo')
+        with unfinished(vlm.local):
+            stream = vlm.stream('Hello', grammar='root ::= "x" root', n_predict=100000)
+            next(stream)
+            stream.cancel()
+            assert (stream.wait().finish_reason, stream.wait().model) == ('cancelled', 'demo')
         assert set(vlm.choose('Hello', None, ['Hello', 'No'])) == {'Hello', 'No'}
         assert vlm.ask('Hello', json_schema={'type': 'null'}).text == 'null'
 
@@ -163,9 +165,9 @@ def test_many_clients_at_one_server_each_with_its_own_answers(demo):
     wrong, counts = [], [0] * CLIENTS
 
     def work(number, url):
-        end = time.monotonic() + SECONDS
         with VLM.load(url, remote_timeout=60, n_predict=24) as vlm:
-            while time.monotonic() < end:
+            end = time.monotonic() + SECONDS
+            while not counts[number] or time.monotonic() < end:
                 names = [f'{number} asks {counts[number] + i}' for i in range(3)]
                 streams = [vlm.stream('Hello', grammar=f'root ::= "{name}"') for name in names]
                 for name, stream in zip(names, streams, strict=True):

@@ -8,6 +8,7 @@ from io import BytesIO
 import json
 import os
 
+from core import unfinished
 from hobot_vlm import (
     ConfigError,
     GrammarError,
@@ -158,16 +159,21 @@ def test_each_door_refuses_what_it_cannot_take(far, odd, sample):
 
 
 def test_leaving_and_cancelling_end_it_there_too(far, demo):
-    for _ in far.stream('Hello', **ENDLESS):
-        break
-    stream = far.stream('Hello', **ENDLESS)
-    next(stream)
-    assert far.status().running
-    far.cancel()
-    assert stream.wait().finish_reason == 'cancelled'
-    assert far.ask('Hello', timeout=0.2, **ENDLESS).finish_reason == 'timeout'
-    while demo.status().running:
-        pass  # the server hears of it
+    with unfinished(demo):
+        left = far.stream('Hello', **ENDLESS)
+        for _ in left:
+            break
+        assert left.wait().finish_reason == 'cancelled'
+        while demo.status().running:
+            pass  # the server hears of it
+        stream = far.stream('Hello', **ENDLESS)
+        next(stream)
+        assert far.status().running
+        far.cancel()
+        assert stream.wait().finish_reason == 'cancelled'
+        assert far.ask('Hello', timeout=0.2, **ENDLESS).finish_reason == 'timeout'
+        while demo.status().running:
+            pass
     with far.stream('Hello', **ENDLESS):
         pass
     assert far.status().running == 0

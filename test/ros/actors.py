@@ -6,6 +6,8 @@ python actors.py asker COUNT                 publishes prompts; prints a line on
                                              acknowledged, and goes on publishing
 python actors.py talk COUNT                  asks that many prompts in a row; prints the replies
 python actors.py slow FILE --ros-args ...    the node, whose model is loaded once FILE is there
+python actors.py endless --ros-args ...      the node; an answer that may be longer than LONG has
+                                             SOME tokens, and lasts until it is cancelled
 python actors.py node FILE --ros-args ...    the node; FILE gets a line of JSON for each callback:
                                              its seconds, or a prompt and the picture before it
 """
@@ -13,7 +15,6 @@ python actors.py node FILE --ros-args ...    the node; FILE gets a line of JSON 
 from __future__ import annotations
 
 from array import array
-import itertools
 import json
 import os
 from pathlib import Path
@@ -21,6 +22,7 @@ import struct
 import sys
 from time import perf_counter, sleep
 
+from hobot_vlm.engine.scheduler import Scheduler
 from hobot_vlm.ros import assembly, main
 from hobot_vlm.ros.inbox import Inbox
 from hobot_vlm.vlm import read_image
@@ -34,6 +36,8 @@ SAMPLE = Path(__file__).parents[2] / 'hobot_vlm' / 'demo' / 'sample.png'
 #: with best effort, Fast DDS loses half of the pictures of this size
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+#: tokens of an answer that is to last, and how many of them are made
+LONG, SOME = 1000, 200
 
 
 def camera(rate: float) -> None:
@@ -67,11 +71,12 @@ def asker(count: int) -> None:
     publisher = node.create_publisher(String, '/prompt_text', RELIABLE)
     while not publisher.get_subscription_count():
         sleep(0.01)
-    for number in itertools.count():  # until it is killed
+    for number in range(count + 10):  # and then it waits to be killed
         publisher.publish(String(data=f'Question {number}'))
         if number == count - 1:
             print(publisher.wait_for_all_acked(Duration(seconds=30)), flush=True)
         sleep(0.01)
+    sleep(600)
 
 
 def talk(count: int) -> None:
@@ -134,6 +139,24 @@ def slow_node(path: str) -> None:
     main.main(['hobot_vlm', *sys.argv[3:]])
 
 
+def endless_node() -> None:
+    """Run the node; so no answer is over before a test gets there, however slow the test is."""
+    step = Scheduler._step
+
+    def step_of_others(self, planned):
+        going = [
+            (sequence, run)
+            for sequence, run in planned
+            if sequence.config.n_predict <= LONG or len(sequence.tokens) < SOME
+        ]
+        if planned and not going:
+            sleep(0.002)
+        step(self, going)
+
+    Scheduler._step = step_of_others
+    main.main(['hobot_vlm', *sys.argv[2:]])
+
+
 if __name__ == '__main__':
     if sys.argv[1] == 'camera':
         camera(float(sys.argv[2]))
@@ -143,5 +166,7 @@ if __name__ == '__main__':
         talk(int(sys.argv[2]))
     elif sys.argv[1] == 'slow':
         slow_node(sys.argv[2])
+    elif sys.argv[1] == 'endless':
+        endless_node()
     else:
         watched_node(sys.argv[2])

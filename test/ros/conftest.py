@@ -22,6 +22,8 @@ from .robot import NodeProcess, Robot
 
 MODELS = Path(__file__).parents[1] / 'models'
 ACTORS = Path(__file__).with_name('actors.py')
+#: what runs the node so that a long answer lasts until it is cancelled
+ENDLESS_NODE = (str(ACTORS), 'endless')
 SAMPLE = Path(__file__).parents[2] / 'hobot_vlm' / 'demo' / 'sample.png'
 
 

@@ -31,6 +31,8 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 LIMIT = 30.0  # seconds; generous, because the machine may be busy
+#: seconds in which a node that ended is gone from the graph: one that was only dropped is seen 20
+GONE = 15.0
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 #: for what comes in bursts, such as the pieces of answers
 EVERYTHING = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)

@@ -377,7 +377,7 @@ def test_local_launch_answers_about_the_played_picture(ros_launch, installed, tm
         reply = json.loads(answers[0].data)
         assert reply['text'] and reply['image_tokens'] > 0
         launch.send_signal(signal.SIGINT)
-        assert launch.wait(20) == 0
+        assert launch.wait(60) == 0
     finally:
         with suppress(ProcessLookupError):
             os.killpg(launch.pid, signal.SIGKILL)

@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 import pytest
 
 from .conftest import ACTORS, MODELS, SAMPLE
-from .robot import image
+from .robot import GONE, image
 from .test_processes import begun, ENDLESS
 
 QUESTION = 'Describe the picture.'
@@ -110,7 +110,7 @@ def test_a_signal_while_the_model_loads(robot, start, tmp_path):
     robot.wait('loading', lambda: robot.status() and robot.status().message.startswith('loading'))
     assert node.stop()[0] == 0
     assert 'Traceback' not in node.log
-    robot.wait('nobody', lambda: 'hobot_vlm' not in robot.node.get_node_names(), 5)
+    robot.wait('nobody', lambda: 'hobot_vlm' not in robot.node.get_node_names(), GONE)
 
 
 # -- the end --------------------------------------------------------------------------------------
@@ -125,14 +125,14 @@ def test_a_node_that_ended_is_gone_from_the_graph(robot, start, number, busy):
     if busy:
         begun(robot)
     assert node.stop(number)[0] == 0
-    robot.wait('no ghost', lambda: 'hobot_vlm' not in robot.node.get_node_names(), 5)
-    robot.wait('no service', lambda: not robot._clients['get_state'].service_is_ready(), 5)
+    robot.wait('no ghost', lambda: 'hobot_vlm' not in robot.node.get_node_names(), GONE)
+    robot.wait('no service', lambda: not robot._clients['get_state'].service_is_ready(), GONE)
 
 
 def test_a_node_that_fails_to_start_is_gone_from_the_graph(robot, start):
     node = start(ready=False, llm_model_name='/no/such/model.gguf')
     assert node.wait() == 1
-    robot.wait('no ghost', lambda: 'hobot_vlm' not in robot.node.get_node_names(), 5)
+    robot.wait('no ghost', lambda: 'hobot_vlm' not in robot.node.get_node_names(), GONE)
 
 
 @pytest.mark.parametrize('program', [ENTRY, PLAY])
@@ -189,7 +189,7 @@ def test_a_pipe_that_nobody_reads_any_more():
     node.stdout.close()
     log = node.stderr.read().decode()
     node.stderr.close()
-    assert node.wait(30) == 1
+    assert node.wait(60) == 1
     assert 'the answer cannot be printed' in log
     assert 'Traceback' not in log
 

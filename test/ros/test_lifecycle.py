@@ -15,7 +15,7 @@ from rclpy.context import Context
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
-from .conftest import MODELS, SAMPLE
+from .conftest import ENDLESS_NODE, MODELS, SAMPLE
 from .robot import image
 
 QUESTION = 'Describe the picture.'
@@ -59,8 +59,7 @@ def test_states_over_and_over(robot, start):
 
 def test_prompts_outlive_a_pause(robot, start):
     """What came before deactivate and had no turn is answered after the next activate."""
-    # a decoder with random weights goes on until it is stopped or its context is full
-    node = start(feed_type=2, llm_model_name=PLAIN, n_predict=100000)
+    node = start(program=ENDLESS_NODE, feed_type=2, llm_model_name=PLAIN, n_predict=100000)
     robot.clear()
     for prompt in ('one', 'two', 'three'):
         robot.say(prompt)

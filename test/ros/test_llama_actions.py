@@ -13,7 +13,7 @@ from rclpy.action import ActionClient
 from sensor_msgs.msg import Image
 from std_msgs.msg import UInt8MultiArray
 
-from .conftest import SAMPLE
+from .conftest import ENDLESS_NODE, SAMPLE
 from .robot import NodeProcess
 
 DESCRIBE = 'Describe the picture.'
@@ -27,7 +27,8 @@ def llama(messages, robot, tmp_path_factory):
 
     robot.wait_until_alone()
     log = tmp_path_factory.mktemp('llama') / 'log'
-    node = NodeProcess(log, {'feed_type': 1, 'n_predict': 2000}, env=messages)
+    options = {'feed_type': 1, 'n_predict': 2000}
+    node = NodeProcess(log, options, messages, ENDLESS_NODE)
     robot.wait_until_ready(node)
     client = Client(robot, action, msg, srv)
     yield client

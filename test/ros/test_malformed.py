@@ -78,8 +78,16 @@ def watched(robot, good, **where):
     """Become a camera that the node listens to; gives it."""
     camera = robot.camera(**where)
     robot.clear()
-    robot.wait('a reply', lambda: camera.publish(good) or robot.listen_for(0.5, robot.replies))
-    robot.listen_for(0.5, lambda: False)  # those that were published in vain may still come
+    stamp = good.header.stamp if hasattr(good, 'header') else good.time_stamp
+    stamp.sec = 0
+
+    def show():
+        stamp.sec += 1
+        camera.publish(good)
+        return robot.listen_for(0.5, robot.replies)
+
+    robot.wait('a reply', show)
+    robot.wait('the last reply', lambda: robot.replies()[-1]['stamp']['sec'] == stamp.sec)
     robot.clear()
     return camera
 

@@ -226,12 +226,15 @@ def test_the_camera_may_change_what_it_offers(robot, node, rgb, answer):
 
 
 def test_a_late_joiner_gets_the_last_result(robot, node, answer):
-    text = robot.ask(QUESTION)['text']
-    late = '/hobot_vlm/result'
-    robot.clear()
-    subscription = robot.listen(late, String, LATCHED)
+    text = robot.ask('Where is the dog?')['text']
+    robot.wait('its result', lambda: robot.heard['/hobot_vlm/result'][-1:] == [text])
+    late = []
+    subscription = robot.node.create_subscription(
+        String, '/hobot_vlm/result', lambda message: late.append(message.data), LATCHED
+    )
     try:
-        robot.wait('the last result', lambda: robot.heard[late] == [text])
+        robot.wait('the last result', lambda: late)
+        assert late == [text]
     finally:
         robot.node.destroy_subscription(subscription)
 

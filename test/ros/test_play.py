@@ -12,6 +12,8 @@ from PIL import Image as Picture
 import pytest
 from sensor_msgs.msg import Image
 
+from .robot import GONE
+
 PLAY = 'from hobot_vlm.ros.main import play_images; play_images()'
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -65,8 +67,8 @@ def test_it_goes_on_until_it_is_interrupted(robot, play, pictures):
     player = play(folder=pictures, topic='/loop', rate='50.0')
     robot.wait('three rounds', lambda: len(robot.heard['/loop']) >= 6)
     player.send_signal(signal.SIGINT)
-    assert player.wait(10) == 0
-    robot.wait('no ghost', lambda: 'play_images' not in robot.node.get_node_names(), 5)
+    assert player.wait(30) == 0
+    robot.wait('no ghost', lambda: 'play_images' not in robot.node.get_node_names(), GONE)
 
 
 def test_without_a_folder_it_plays_the_bundled_sample(robot, play):

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image as Pillow
 import pytest
 
-from .conftest import MODELS, SAMPLE
+from .conftest import ENDLESS_NODE, MODELS, SAMPLE
 from .robot import image, NodeProcess
 
 QUESTION = 'Describe the picture.'
@@ -226,7 +226,8 @@ def talker(robot, tmp_path_factory):
     """Run a node without pictures."""
     robot.wait_until_alone()
     options = {'feed_type': 2, 'llm_model_name': PLAIN, 'n_predict': 12}
-    node = NodeProcess(tmp_path_factory.mktemp('talker') / 'log', options)
+    log = tmp_path_factory.mktemp('talker') / 'log'
+    node = NodeProcess(log, options, program=ENDLESS_NODE)
     robot.wait_until_ready(node)
     yield node
     assert node.stop()[0] == 0, node.log
@@ -312,7 +313,8 @@ def test_one_of_many_is_cancelled(heard, which):
     """The first, one in the middle or the last; the service is for prompts, and says so."""
     numbers = [f'{number}' for number in range(5)]
     for number in numbers:
-        heard.request({'id': number, 'prompt': 'Go on', 'n_predict': 400})
+        lasting = number == numbers[which]
+        heard.request({'id': number, 'prompt': 'Go on', 'n_predict': 100000 if lasting else 400})
     stopped = heard.call('cancel')
     assert not stopped.success and 'publish {"cancel": "ID"} on ~/request' in stopped.message
     heard.request({'cancel': numbers[which]})

@@ -12,7 +12,7 @@ import time
 
 from hobot_vlm import VLM
 
-from .conftest import MODELS
+from .conftest import ENDLESS_NODE, MODELS
 
 PLAIN = str(MODELS / 'plain' / 'decoder.gguf')
 LIMIT = 60.0  # a process that was killed is seen for 20 seconds
@@ -74,13 +74,12 @@ def test_the_node_is_killed(robot, start, tmp_path):
         'llm_model_name': PLAIN,
         'state_file': tmp_path / 'talk.state',
         'n_predict': 40,
-        'n_ctx': 16384,  # several reports of its state
     }
-    node = start(**options)
+    node = start(program=ENDLESS_NODE, **options)
     robot.clear()
     for turn in ('one', 'two'):
         assert robot.ask(turn)['finish_reason'] == 'length'
-    assert robot.set('n_predict', 100000).successful  # until its context is full
+    assert robot.set('n_predict', 100000).successful
     robot.say('Nobody will ever know.')
     robot.wait(
         'that it is answered', lambda: robot.status() and robot.status().message == 'answering'
@@ -90,7 +89,7 @@ def test_the_node_is_killed(robot, start, tmp_path):
     last = robot.ask('And now?')
     assert [reply['prompt'] for reply in robot.replies()] == ['one', 'two', 'And now?']
     # as if nothing had happened
-    with VLM.load(llm_model_name=PLAIN, n_predict=40, n_ctx=16384, llm_threads=1) as vlm:
+    with VLM.load(llm_model_name=PLAIN, n_predict=40, llm_threads=1) as vlm:
         chat = vlm.conversation()
         for turn in ('one', 'two'):
             chat.ask(turn)

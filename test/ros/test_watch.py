@@ -27,7 +27,8 @@ from .scene import dog_and_nothing, Scene
 from .test_serving import free_port
 
 CHANGES = int(os.environ.get('WATCH_CHANGES', '6'))
-HOLD = 0.5
+#: seconds; many times as long as a change that does not last, on a busy machine too
+HOLD = 1.0
 CAT = 'cat: Describe the picture. [There is a cat | There is a dog]'
 #: each is another answer for each of the two scenes
 QUESTIONS = {
@@ -123,7 +124,7 @@ def test_every_change_that_lasts_is_published_once(robot, watching):
     robot.wait('its state', lambda: robot.values().get('watch dog', '').startswith(word))
 
     # the camera stops
-    assert robot.set('max_image_age', 0.5).successful
+    assert robot.set('max_image_age', 1.5).successful
     scene.stop()
     robot.wait('stale', lambda: all(events(robot, n)[-1]['value'] is None for n in QUESTIONS))
     assert events(robot, 'dog')[-1]['probability'] is None
@@ -237,10 +238,14 @@ def test_client_and_tree(robot, watching, example):
 def test_a_watch_stops_a_velocity(robot, watching, example):
     """While there is a dog, and while nobody knows."""
     _, scene, _ = watching
+    scene.shown = True
+    assert robot.set('watch', []).successful
+    robot.wait('it is gone', lambda: not robot.node.count_publishers(topic('dog')))
+    robot.clear()
     assert robot.set('watch', [f'dog: {QUESTIONS["dog"]}']).successful
+    robot.wait('seen', lambda: values(robot, 'dog')[-1:] == [True])
     robot.listen('/cmd_vel', Twist)
     drive = robot.node.create_publisher(Twist, '/cmd_vel_in', 10)
-    scene.shown = True
     example('stop_on_watch.py', '--ros-args', '-p', 'watch:=dog')
     command = Twist()
     command.linear.x = 0.5
@@ -250,7 +255,6 @@ def test_a_watch_stops_a_velocity(robot, watching, example):
         return [message.linear.x for message in robot.heard['/cmd_vel']]
 
     robot.wait('a stop', lambda: len(speeds()) > 3)
-    robot.wait('seen', lambda: values(robot, 'dog')[-1:] == [True])
     assert set(speeds()) == {0.0}
     scene.shown = False
     robot.wait('it drives', lambda: speeds()[-1] == 0.5)
@@ -258,6 +262,6 @@ def test_a_watch_stops_a_velocity(robot, watching, example):
     robot.wait('it stops', lambda: speeds()[-1] == 0.0)
     scene.shown = False
     robot.wait('it drives', lambda: speeds()[-1] == 0.5)
-    assert robot.set('max_image_age', 0.5).successful
+    assert robot.set('max_image_age', 1.5).successful
     scene.stop()
     robot.wait('it stops without a picture', lambda: speeds()[-1] == 0.0)

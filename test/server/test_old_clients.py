@@ -124,7 +124,8 @@ with HttpServer(app, service, '127.0.0.1', 0) as server:
     raw.sendall(b'POST /v1/chat/completions HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Length: '
                 + str(len(body)).encode() + b'\\r\\n\\r\\n' + body)
     assert raw.recv(100).startswith(b'HTTP/1.1 200')
-    running = vlm.status().running
+    while not (running := vlm.status().running):
+        pass
     raw.close()
     while vlm.status().running:
         pass

@@ -30,7 +30,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-LIMIT = 30.0  # seconds; generous, because the machine may be busy
+LIMIT = 90.0  # seconds; generous, because the machine may be busy
 #: seconds in which a node that ended is gone from the graph: one that was only dropped is seen 20
 GONE = 15.0
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)

@@ -21,7 +21,7 @@ SAID = 'There is a dog on the left, an automobile in the middle and a sunflower 
 
 
 @pytest.fixture(scope='module')
-def llama(messages, robot, tmp_path_factory):
+def llama(request, messages, robot, tmp_path_factory):
     """Run a node beside the messages of llama_ros; gives a client."""
     from llama_msgs import action, msg, srv
 
@@ -29,6 +29,7 @@ def llama(messages, robot, tmp_path_factory):
     log = tmp_path_factory.mktemp('llama') / 'log'
     options = {'feed_type': 1, 'n_predict': 2000}
     node = NodeProcess(log, options, messages, ENDLESS_NODE)
+    request.addfinalizer(node.end)
     robot.wait_until_ready(node)
     client = Client(robot, action, msg, srv)
     yield client

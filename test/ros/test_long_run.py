@@ -48,7 +48,7 @@ def test_a_camera_and_a_prompt_every_two_seconds(robot, start, act, tmp_path):
     assert all(
         stamp >= newest[reply['prompt']] for stamp, reply in zip(used, replies, strict=True)
     )
-    assert len(set(used)) == count
+    assert used == sorted(used) and len(set(newest.values())) > count / 2
     # 4. callbacks return at once
     seconds = [note['seconds'] for note in noted if 'seconds' in note]
     slowest = quantiles(seconds, n=10)[8]  # of the last tenth others may take the core

@@ -25,9 +25,10 @@ def rgb():
 
 
 @pytest.fixture(scope='module')
-def node(robot, tmp_path_factory):
+def node(request, robot, tmp_path_factory):
     """Run one node for all tests of this module, with a camera in front of it."""
     node = NodeProcess(tmp_path_factory.mktemp('node') / 'log', {'feed_type': 1})
+    request.addfinalizer(node.end)
     robot.wait_until_ready(node)
     robot.camera()
     yield node

@@ -222,12 +222,13 @@ def test_requests_about_pictures(robot, start, web):
 
 
 @pytest.fixture(scope='module')
-def talker(robot, tmp_path_factory):
+def talker(request, robot, tmp_path_factory):
     """Run a node without pictures."""
     robot.wait_until_alone()
     options = {'feed_type': 2, 'llm_model_name': PLAIN, 'n_predict': 12}
     log = tmp_path_factory.mktemp('talker') / 'log'
     node = NodeProcess(log, options, program=ENDLESS_NODE)
+    request.addfinalizer(node.end)
     robot.wait_until_ready(node)
     yield node
     assert node.stop()[0] == 0, node.log

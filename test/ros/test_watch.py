@@ -46,7 +46,7 @@ def topic(name):
 
 
 @pytest.fixture(scope='module')
-def watching(robot, tmp_path_factory):
+def watching(request, robot, tmp_path_factory):
     """Run a node with all questions, a camera, and ears on every topic."""
     robot.wait_until_alone()
     for name in QUESTIONS:
@@ -60,6 +60,7 @@ def watching(robot, tmp_path_factory):
         'serve': free_port(),
     }
     node = NodeProcess(tmp_path_factory.mktemp('watching') / 'log', options)
+    request.addfinalizer(node.end)
     robot.wait_until_ready(node)
     robot.wait('events', lambda: robot.node.count_publishers(EVENTS))
     scene = Scene(robot, dog_and_nothing())

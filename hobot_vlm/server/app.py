@@ -294,14 +294,20 @@ class _Routes:
         except _NoBody as exc:
             return exc.response
         service, vlm = self._service, self._service.vlm
+
+        def begin() -> Answer:  # all at once: each way to a thread and back takes its time
+            asked = read(parse(body), service.pictures.get)
+            answer = Answer(service, vlm, asked, write(asked, vlm.name), len(body))
+            answer.ask()
+            return answer
+
         try:
             if len(service.answers) >= MOST_ANSWERS:
                 raise _NoBody(_overloaded())
-            asked = await service.in_thread(lambda: read(parse(body), service.pictures.get))
+            return await service.in_thread(begin)
         except Exception as exc:
             service.weight -= len(body)
             return exc.response if isinstance(exc, _NoBody) else error_of(exc)
-        return Answer(service, vlm, asked, write(asked, vlm.name), len(body))
 
     async def _body(self, request: Request) -> bytes:
         """

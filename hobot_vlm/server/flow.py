@@ -65,7 +65,7 @@ class Streamed:
 
 class Answer:
     """
-    Asks the model, and sends what it answers.
+    Asks the model, and sends what it answers: first ``ask``, then the call.
 
     :param asked: the request
     :param writer: gives the answer its form
@@ -81,11 +81,9 @@ class Answer:
         self._writer = writer
         self._weight = weight
         self._streams: list[Stream] = []
-        self._cancelled = False
 
     def cancel(self) -> None:
         """Stop the model; callable from any thread."""
-        self._cancelled = True
         for stream in tuple(self._streams):
             stream.cancel()
 
@@ -101,7 +99,6 @@ class Answer:
     async def _answer(self, send: Send) -> None:
         outlet = Outlet(send)
         try:
-            await self._service.in_thread(self._ask)
             if self._asked.stream:
                 await self._streamed(outlet)
             else:
@@ -113,19 +110,25 @@ class Answer:
             self.cancel()
             await outlet.fail(exc)
 
-    def _ask(self) -> None:
-        """Submit every question; which runs when is the engine's business."""
+    def ask(self) -> None:
+        """
+        Submit every question; which runs when is the engine's business.
+
+        :raises VlmError: one of them cannot be asked; none is answered then
+        """
         asked = self._asked
-        for prompt in asked.prompts:
-            for number in range(asked.n):
-                options = dict(asked.options)
-                if asked.low and self._vlm.family != 'mtmd':  # whose makers' cuts are fixed
-                    options['max_tiles'] = 1
-                if number and options.get('seed', -1) >= 0:
-                    options['seed'] += number  # else all answers were the same
-                self._streams.append(self._vlm.stream(prompt, **options))
-                if self._cancelled:
-                    self._streams[-1].cancel()
+        try:
+            for prompt in asked.prompts:
+                for number in range(asked.n):
+                    options = dict(asked.options)
+                    if asked.low and self._vlm.family != 'mtmd':  # whose makers' cuts are fixed
+                        options['max_tiles'] = 1
+                    if number and options.get('seed', -1) >= 0:
+                        options['seed'] += number  # else all answers were the same
+                    self._streams.append(self._vlm.stream(prompt, **options))
+        except BaseException:
+            self.cancel()
+            raise
 
     async def _streamed(self, outlet: Outlet) -> None:
         outlet.hold(b''.join(map(encoded, self._writer.begin())))

@@ -121,6 +121,10 @@ class Vision:
         config = replace(self.parts.config, **options)
         return encoded(self.parts, self._images.submit([picture], config, 0), config)
 
+    def stop(self) -> None:
+        """Leave the picture that is being encoded, where the encoder can: that is an error."""
+        self.parts.encoder.stop()
+
     def close(self) -> None:
         """Free the encoder; twice is harmless."""
         self._on_close.close()

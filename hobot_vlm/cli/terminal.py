@@ -20,6 +20,9 @@ T = TypeVar('T')
 EXIT_ERROR = 2
 EXIT_PIPE = 141  # 128 + SIGPIPE
 
+#: seconds after which the main thread sees a signal that another thread has met
+SIGNAL_SECONDS = 0.2
+
 #: columns where nobody says how many there are
 FALLBACK = 80
 
@@ -46,7 +49,8 @@ def beside(work: Callable[[], T]) -> T:
         over.set()
 
     threading.Thread(target=run, name='load', daemon=True).start()
-    over.wait()
+    while not over.wait(SIGNAL_SECONDS):  # a signal that another thread has met wakes nobody
+        pass
     if errors:
         raise errors[0]
     return results[0]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 import os
@@ -332,11 +333,13 @@ class ImageEncoder:
                 with self._lock:
                     self._tiles.pop(task.tile.key, None)
                     self._images.pop(task.image_key, None)
-                task.tile.encoded.set_exception(exc)
+                with suppress(InvalidStateError):  # cancelled, as nobody waits any more
+                    task.tile.encoded.set_exception(exc)
                 continue
             self._done(task)
             task.tile.tokens = len(data)
-            task.tile.encoded.set_result(data)
+            with suppress(InvalidStateError):
+                task.tile.encoded.set_result(data)
             self._trim()
 
     def _next(self) -> _Task | None:
@@ -377,12 +380,12 @@ class ImageEncoder:
         """End the threads; the encoder leaves its tile where it can. Twice is harmless."""
         if self._preparers is None:
             return
-        if self._encoder is not None:
-            self._encoder.stop()
-        with self._lock:
+        with self._lock:  # first, or the thread would go on with the next tile
             self._closed = True
             left, self._tasks = self._tasks, []
             thread = self._thread
+        if self._encoder is not None:
+            self._encoder.stop()
         for task in left:
             if not task.tile.encoded.done():
                 task.tile.encoded.cancel()
@@ -393,4 +396,5 @@ class ImageEncoder:
 
 
 def _failed(tile: Tile) -> bool:
-    return tile.encoded.done() and tile.encoded.exception() is not None
+    encoded = tile.encoded
+    return encoded.cancelled() or (encoded.done() and encoded.exception() is not None)

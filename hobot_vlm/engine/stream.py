@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..values import Progress, Reply, TextChunk
 
 Item = TextChunk | Reply | BaseException
+
+#: seconds after which Ctrl-C reaches who waits here, whatever thread the kernel gave it to
+SIGNAL_SECONDS = 0.2
 
 
 class Mailbox:
@@ -31,7 +35,9 @@ class Mailbox:
 
     def get(self) -> Item:
         """Wait for the next item."""
-        return self._items.get()
+        while True:  # a signal that another thread has met does not wake the main thread
+            with suppress(Empty):
+                return self._items.get(timeout=SIGNAL_SECONDS)
 
     async def get_soon(self) -> Item:
         """Wait for the next item without holding up the event loop."""

@@ -149,6 +149,7 @@ class EncodeAssembly:
                 self._cameras = None
         self.inbox.close()
         self.inbox.drain()
+        self.vision.stop()
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
@@ -199,6 +200,8 @@ class EncodeAssembly:
                 self._failed(f'{type(exc).__name__}: {exc}')
 
     def _failed(self, why: str) -> None:
+        if self.inbox.closed:  # it was stopped
+            return
         self._statistics.failed += 1
         if why != self._statistics.error:  # once, and not for each picture of a broken camera
             self._statistics.error = why

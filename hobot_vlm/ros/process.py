@@ -33,6 +33,8 @@ THREADS = 4
 STOP_SECONDS = 1.0
 #: seconds that a callback has for that
 CALLBACK_SECONDS = 0.5
+#: seconds after which the main thread sees a signal that another thread has met
+SIGNAL_SECONDS = 0.2
 #: seconds that all of the end may take: with a reader that was killed, Fast DDS has been seen to
 #: take more than ten
 END_SECONDS = 5.0
@@ -73,7 +75,7 @@ def run(
     if node.config.autostart:
         threading.Thread(target=node.start, name='start', daemon=True).start()
     # 4. the end
-    status = finished.get()
+    status = wait(finished)
     last = threading.Timer(END_SECONDS, os._exit, (status,))
     last.daemon = True
     last.start()
@@ -88,6 +90,18 @@ def run(
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
+
+
+def wait(finished: queue.SimpleQueue[int]) -> int:
+    """
+    Wait until there is an exit status.
+
+    The kernel may hand a signal to any thread, and does where one begins a thread just then;
+    Python calls the handler in the main thread alone, which has to wake for that.
+    """
+    while True:
+        with suppress(queue.Empty):
+            return finished.get(timeout=SIGNAL_SECONDS)
 
 
 def check_arguments(arguments: list[str], program: str, example: str) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 import json
 import logging
+import math
 import threading
 from time import perf_counter, time
 from typing import Any, TYPE_CHECKING
@@ -172,7 +173,7 @@ class Watch:
                     self._expire(settings)
                     due = self._due(settings)
                     frames = self._inbox.next_frames(self._frames, due, TICK)
-                    if frames and self._watched:
+                    if frames:
                         self._look(frames, settings, pool)
                 except Exception:  # of ROS, on the way out; the next picture is looked at
                     log.exception('a standing question was not dealt with')
@@ -194,6 +195,8 @@ class Watch:
 
     def _due(self, settings: NodeConfig) -> float:
         """Say when to look again: after a period, or when a new value has held long enough."""
+        if not self._watched:
+            return math.inf
         due = self._began + 1 / settings.watch_rate
         if not self._failed:
             for item in self._watched:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 import json
+import threading
 
 from core import embed
 from folders import DEMO, MODELS
@@ -230,3 +232,25 @@ def test_anything_is_an_error_or_an_embedding(fields, data):
         assert len(str(exc)) < 600
     else:
         assert all(np.isfinite(tile).all() for tile in made.tiles)
+
+
+def test_eyes_that_close_while_they_encode(monkeypatch):
+    """Who waits has an error at once, and the thread ends without a word, whatever it gives."""
+    for works in (True, False):
+        vision, entered, leave = Vision.load('demo'), threading.Event(), threading.Event()
+        encode = vision.parts.encoder.encode
+
+        def slow(tiles, works=works, encode=encode, entered=entered, leave=leave):
+            entered.set()
+            leave.wait(30)
+            return encode(tiles if works else None)
+
+        monkeypatch.setattr(vision.parts.encoder, 'encode', slow)
+        with ThreadPoolExecutor(2) as pool:
+            asked = pool.submit(vision.encode_image, SHOWN)
+            assert entered.wait(30)
+            closed = pool.submit(vision.close)
+            with pytest.raises(CancelledError):
+                asked.result(30)
+            leave.set()
+            closed.result(30)

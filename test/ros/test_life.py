@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from pathlib import Path
@@ -22,6 +23,7 @@ from .test_processes import begun, ENDLESS
 QUESTION = 'Describe the picture.'
 PLAIN = str(MODELS / 'plain' / 'decoder.gguf')
 ENTRY = 'from hobot_vlm.ros.main import main; main()'
+ENCODE = 'from hobot_vlm.ros.main import encode; encode()'
 PLAY = 'from hobot_vlm.ros.main import play_images; play_images()'
 
 
@@ -127,6 +129,16 @@ def test_a_node_that_ended_is_gone_from_the_graph(robot, start, number, busy):
     assert node.stop(number)[0] == 0
     robot.wait('no ghost', lambda: 'hobot_vlm' not in robot.node.get_node_names(), GONE)
     robot.wait('no service', lambda: not robot._clients['get_state'].service_is_ready(), GONE)
+
+
+def test_a_signal_that_another_thread_meets(robot, start):
+    """The kernel chooses the thread, and not always the first one."""
+    node = start(ready=False, program=('-c', ENCODE), model='demo')
+    robot.wait('ready', lambda: 'ready' in node.log)
+    number = node.process.pid
+    others = {int(name) for name in os.listdir(f'/proc/{number}/task')} - {number}
+    assert ctypes.CDLL(None).tgkill(number, max(others), signal.SIGINT) == 0
+    assert node.wait() == 0
 
 
 def test_a_node_that_fails_to_start_is_gone_from_the_graph(robot, start):

@@ -136,6 +136,19 @@ def test_what_cannot_be_read_or_asked_is_said(watch):
     assert [text.split(':')[0] for text in made.troubles()] == ['watch e']
 
 
+def test_pictures_that_nobody_asks_about_wake_nobody(watch, monkeypatch):
+    made, inbox, _, _, settings = watch
+    settings[0] = replace(settings[0], watch=())
+    until(lambda: not made.watched)
+    given, wait = [], inbox.next_frames
+    monkeypatch.setattr(inbox, 'next_frames', lambda *a: given.append(wait(*a)) or given[-1])
+    show(inbox, 4)
+    until(lambda: len(given) >= 2)
+    assert given == [()] * len(given)
+    settings[0] = replace(settings[0], watch=QUESTIONS)  # now somebody does
+    until(lambda: made.watched and made.watched[0].belief.seen)
+
+
 def test_its_end_does_not_wait_for_the_answers(vlm, watch):
     made, inbox, _, asked, _ = watch
     release = threading.Event()

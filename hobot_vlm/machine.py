@@ -8,6 +8,10 @@ from pathlib import Path
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
+#: seconds that the main thread sleeps at most where a signal must reach it: the kernel may hand it
+#: to any thread, Python calls its handler in the main one alone, and nothing wakes that one
+SIGNAL_SECONDS = 0.2
+
 
 def usable_cores() -> int:
     """Count the cores that this process may use."""

@@ -15,13 +15,12 @@ import time
 from typing import TypeVar
 import unicodedata
 
+from ..machine import SIGNAL_SECONDS
+
 T = TypeVar('T')
 
 EXIT_ERROR = 2
 EXIT_PIPE = 141  # 128 + SIGPIPE
-
-#: seconds after which the main thread sees a signal that another thread has met
-SIGNAL_SECONDS = 0.2
 
 #: columns where nobody says how many there are
 FALLBACK = 80

@@ -13,12 +13,10 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from ..machine import SIGNAL_SECONDS
 from ..values import Progress, Reply, TextChunk
 
 Item = TextChunk | Reply | BaseException
-
-#: seconds after which Ctrl-C reaches who waits here, whatever thread the kernel gave it to
-SIGNAL_SECONDS = 0.2
 
 
 class Mailbox:

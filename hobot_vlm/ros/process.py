@@ -24,7 +24,7 @@ from rclpy.signals import SignalHandlerOptions
 from . import arguments as command_line
 from .node import NAME, VlmNode
 from ..errors import VlmError
-from ..machine import share_one_heap
+from ..machine import share_one_heap, SIGNAL_SECONDS
 
 #: a transition, which may load the model, and beside it what else is called: pictures and prompts,
 #: services, diagnostics
@@ -33,8 +33,6 @@ THREADS = 4
 STOP_SECONDS = 1.0
 #: seconds that a callback has for that
 CALLBACK_SECONDS = 0.5
-#: seconds after which the main thread sees a signal that another thread has met
-SIGNAL_SECONDS = 0.2
 #: seconds that all of the end may take: with a reader that was killed, Fast DDS has been seen to
 #: take more than ten
 END_SECONDS = 5.0

@@ -185,22 +185,22 @@ class Choosing:
     # -- the steps ---------------------------------------------------------------------------
 
     def _on_spoken(self, reply: Reply) -> None:
-        """Weigh the choices whole; of those of one token that is known."""
-        speaker, self._head = self._speaker, reply
-        first = speaker.last if speaker.stopped else speaker.first
-        said = speaker.said if speaker.stopped else []
-        self._tokens = len(speaker.said)
-        self._scores = {form: first[form[0]] for form in self._forms} | speaker.whole
-        known = {form for form in self._forms if len(form) == 1} | speaker.whole.keys()
+        """Weigh the choices whole, but for what is known from the speaking."""
+        place, self._head = self._speaker.place, reply
+        said = self._speaker.said[: place.start]
+        self._tokens = len(self._speaker.said)
+        self._scores = dict(place.logprob)
+        known = place.whole()
         least = max((self._scores[form] for form in known), default=-math.inf) + NEGLIGIBLE
-        waiting = {form for form in self._forms.keys() - known if first[form[0]] > least}
+        waiting = {
+            form for form in self._forms if form not in known and self._scores[form] > least
+        }
         if not waiting:
             return self._end(self._reply())
 
-        def add(form: Form, scorer: Scorer, reply: Reply) -> None:
-            left = len(form) - 1 - reply.completion_tokens
-            if left > 0:  # the context is full: its beginning says nothing of the whole
-                tokens = reply.prompt_tokens + len(form) - 1
+        def add(form: Form, scorer: Scorer, left: int, reply: Reply) -> None:
+            if left > reply.completion_tokens:  # the context is full: a part says nothing of all
+                tokens = reply.prompt_tokens + left
                 return self._end(PromptTooLong(tokens, self._vlm.parts.context.n_ctx))
             self._scores[form] += scorer.logprob
             waiting.discard(form)
@@ -208,9 +208,10 @@ class Choosing:
                 self._end(self._reply())
 
         for form in list(waiting):
-            scorer = Scorer(self._vlm.parts.context, form[1:])
-            then = partial(add, form, scorer)
-            self._run(scorer, len(form) - 1, [*said, form[0]], then)
+            number = place.weighed[form]
+            scorer, left = Scorer(self._vlm.parts.context, form[number:]), len(form) - number
+            then = partial(add, form, scorer, left)
+            self._run(scorer, left, [*said, *form[:number]], then)
 
     def _reply(self) -> Reply:
         best = max(self._scores.values())

@@ -7,6 +7,7 @@ Knows logits and token ids; nothing of what is chosen between.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,24 @@ class Scorer:
         """Do nothing; a sampler would be freed."""
 
 
+@dataclass
+class Place:
+    """
+    Where forms may stand: how likely each is, as far as what was said there tells.
+
+    ``start`` counts the tokens before it. ``logprob`` is the logarithm of the probability of the
+    first ``weighed`` tokens of a form, and so at most that of the whole.
+    """
+
+    start: int
+    logprob: dict[tuple[int, ...], float] = field(default_factory=dict)
+    weighed: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def whole(self) -> list[tuple[int, ...]]:
+        """Give the forms that are weighed to their end."""
+        return [form for form, number in self.weighed.items() if number == len(form)]
+
+
 class Speaker(Scorer):
     """
     Says the likeliest token each time, until it has said one of some forms, or is about to.
@@ -75,49 +94,54 @@ class Speaker(Scorer):
 
     def __init__(self, context: Context, forms: Collection[tuple[int, ...]], share: float):
         super().__init__(context, ())
-        self._firsts = list(dict.fromkeys(form[0] for form in forms))
-        self._single = [self._firsts.index(form[0]) for form in forms if len(form) == 1]
-        self._several = [form for form in forms if len(form) > 1]
+        self._forms = list(forms)
+        self._firsts = list({form[0] for form in forms})
+        self._singles = list({form[0] for form in forms if len(form) == 1})
         self._share = share
         self._end = context.model.end()
         self._own: list[float] = []  # logarithm of the probability of each token that was said
-        self._begun: list[tuple[int, dict[int, float]]] = []  # where one of them may stand
         self.said: list[int] = []
-        self.stopped = False
-        #: logarithm of the probability of each first token: at the beginning, and at the place
-        self.first: dict[int, float] = {}
-        self.last: dict[int, float] = {}
-        #: and of the form that was said whole
-        self.whole: dict[tuple[int, ...], float] = {}
+        #: where the forms stand: at the beginning, unless it has come to another place
+        self.place = Place(0)
+        self._open: list[Place] = [self.place]
+        self._likely: list[Place] = []  # those of the open ones where one of the forms may stand
 
     def sample(self, entry: int = -1) -> int:
         """Give the likeliest token, or the end where it has come to the place."""
         logprobs = self._logprobs(entry)
-        found = logprobs[self._firsts]
-        here = dict(zip(self._firsts, map(float, found), strict=True))
-        self.first = self.first or here
-        chances = np.exp(found)
-        if chances[self._single].sum() >= self._share:
-            return self._stop(len(self.said), here)
-        if chances.sum() >= self._share:
-            self._begun.append((len(self.said), here))
+        here = self.place if not self.said else Place(len(self.said))
+        if self.said:
+            self._open.append(here)
+        # 1. each form that goes on with what was said is known by one more token
+        for place in self._open:
+            since, before = tuple(self.said[place.start :]), sum(self._own[place.start :])
+            for form in self._forms:
+                if len(form) > len(since) and form[: len(since)] == since:
+                    place.logprob[form] = before + float(logprobs[form[len(since)]])
+                    place.weighed[form] = len(since) + 1
+        # 2. this may be the place
+        chances = np.exp(logprobs)
+        if chances[self._singles].sum() >= self._share:
+            return self._stop(here)
+        if chances[self._firsts].sum() >= self._share:
+            self._likely.append(here)
+        # 3. say a token, and see whether a form is said whole by it
         token = int(logprobs.argmax())
         if self._context.model.is_end(token):
             return token
         self.said.append(token)
         self._own.append(float(logprobs[token]))
         still = []
-        for start, there in self._begun:
-            since = tuple(self.said[start:])
-            if since in self._several:
-                self.whole = {since: sum(self._own[start:])}
-                return self._stop(start, there)
-            if any(form[: len(since)] == since for form in self._several):
-                still.append((start, there))
-        self._begun = still
+        for place in self._open:
+            since = tuple(self.said[place.start :])
+            if since in self._forms and place in self._likely:
+                return self._stop(place)
+            if any(form[: len(since)] == since for form in self._forms):
+                still.append(place)
+        self._open = still
         return token
 
-    def _stop(self, place: int, logprobs: dict[int, float]) -> int:
-        self.stopped, self.last = True, logprobs
-        del self.said[place:]
+    def _stop(self, place: Place) -> int:
+        self.place = place
+        del self.said[place.start :]
         return self._end

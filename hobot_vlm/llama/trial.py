@@ -21,6 +21,8 @@ from .gguf import parts, read_gguf
 #: Memory that an ONNX file may take: the tiles and the runtime, and some copies of its weights.
 ONNX_MEMORY, ONNX_COPIES = 2 << 30, 4
 
+#: Seconds that pass at most while an ONNX file runs: an hour, as what it computes ends it before.
+LONGEST = 3600.0
 #: How the child says that this was too little, so that its parent does not try.
 NO_MEMORY = 3
 #: How it says that a decoder gives numbers that are none.
@@ -194,6 +196,9 @@ def _run_onnx(path: Path) -> None:
 
     import onnxruntime  # noqa: F401  # its own memory does not count
 
+    from ..encoders import onnx
+
+    onnx.RUN_SECONDS = LONGEST
     pages = int(Path('/proc/self/statm').read_text().split()[0])
     size = sum(file.stat().st_size for file in model_files(path))
     most = pages * os.sysconf('SC_PAGESIZE') + ONNX_MEMORY + ONNX_COPIES * size

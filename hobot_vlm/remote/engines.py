@@ -94,9 +94,8 @@ class Engine:
     async def _models(self, client: httpx.AsyncClient) -> list[dict[str, Any]]:
         async with client.stream('GET', f'{self.url}/models') as response:
             await check(response)
-            if response.status_code == 404 and self.name:
-                return []  # some have no list
-            data = await limited(response)
+            # some have no list
+            data = b'' if response.status_code == 404 else await limited(response)
         try:
             found = httpx.Response(200, content=data).json()['data']
             return [model for model in found if isinstance(model, dict)]

@@ -454,6 +454,16 @@ def test_a_server_with_no_list_of_models(odd):
         odd.models = before
 
 
+def test_an_address_with_no_list_of_models(address):
+    """Something else is there, as where the path is wrong; with a name, only asking will tell."""
+    wrong = address.replace('/v1', '/v2')
+    with pytest.raises(RemoteError, match='no list of models: is the address that of /v1'):
+        VLM.load(wrong)
+    with VLM.load(f'someone@{wrong}') as vlm:
+        with pytest.raises(RemoteError, match='answers 404'):
+            vlm.ask('Hello')
+
+
 def test_every_public_member_of_a_model_here_is_there_too(far):
     """What ``VLM`` has and a model elsewhere cannot have says so."""
     own = {name for name in vars(VLM) if not name.startswith('_')}

@@ -19,9 +19,8 @@ class TimeLimit:
     """
     Ends runs that take too long, one at a time.
 
-    One thread watches them all, and wakes up by itself. One that is started for each run takes a
-    core just when the runtime's own threads want it: on two cores, runs of ONNX Runtime one after
-    the other took 7 ms with a thread for each, and 4 ms with none.
+    One thread watches them all, and wakes up by itself. One that is started or woken for each run
+    takes a core just when the runtime's own threads want it: a run of 4 ms on two cores took 7.
 
     :param seconds: that the shortest run may take
     """

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from pathlib import Path
+import threading
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,6 @@ from . import router, VisionEncoder
 from .onnx_session import reason
 from .onnx_weights import weights_beside
 from .pixels import check_embeddings, check_tiles, image_layout, LARGEST_SIDE, PixelFormat
-from .time_limit import TimeLimit
 from ..errors import InferenceError, ModelMismatch
 from ..machine import return_free_memory
 from ..values import ImageTiles
@@ -81,7 +81,6 @@ class OnnxEncoder(VisionEncoder):
         self.path, self.runtime, self.elsewhere = path, runtime, elsewhere
         self._session = session
         self._seconds = RUN_SECONDS + RUN_SECONDS_PER_BYTE * weight_bytes(path)
-        self._limit = TimeLimit(self._seconds)
         self._running: Any = None  # what ends the run that is on its way
         self._stopped: Any = None  # and that of the last one that was stopped
         try:
@@ -140,7 +139,6 @@ class OnnxEncoder(VisionEncoder):
 
     def close(self) -> None:
         """Free the session; twice is harmless."""
-        self._limit.close()
         self._session = None
 
     def _run(self, tiles: ImageTiles, start: int, stop: int) -> list[npt.NDArray[np.float32]]:
@@ -159,7 +157,9 @@ class OnnxEncoder(VisionEncoder):
             feeds[mask.name] = np.ones(mask.shape_for(self._pixels, size), mask.dtype)
         limit = self._seconds * size
         options = self._running = _run_options()
-        self._limit.begin(options, limit)
+        clock = threading.Timer(limit, setattr, (options, 'terminate', True))
+        clock.daemon = True
+        clock.start()
         try:
             found, *more = session.run(
                 [self._output, *(router.OUTPUTS if self.routed else ())], feeds, options
@@ -174,7 +174,7 @@ class OnnxEncoder(VisionEncoder):
                 )
             raise InferenceError(f'the vision encoder {self.path} {why}') from exc
         finally:
-            self._limit.over()
+            clock.cancel()
             self._running = None
         shape = found.shape
         tokens = shape[-2] if len(shape) > 1 else 0

@@ -67,13 +67,16 @@ def wait_for(what):
         sleep(0.005)
 
 
-def test_tiles_are_counted_as_they_are_encoded(vlm):
+def test_tiles_are_counted_as_they_are_encoded(vlm, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(image_encoder, 'perf_counter', lambda: now)
     with tile_by_tile(vlm) as go:
         stream = vlm.stream('Why?', shown(1), **OPTIONS)
         wait_for(lambda: stream.progress.total == 5)
         assert stream.progress == Progress(0, 5, 0.0)  # nothing was timed yet
         assert encoding(stream) == 'encoding tile 1 of 5'
-        sleep(0.2)
+        wait_for(lambda: go.came == 1)
+        now += 0.2
         for done in range(1, 5):
             go.release()
             wait_for(lambda done=done: stream.progress.done == done)

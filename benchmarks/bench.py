@@ -68,13 +68,12 @@ def bench_model(
     report.add(section, name if check else 'share of first', repeated / fresh)
     speeds, shares = [], []
     for picture in pictures[:3]:
-        stream = vlm.stream('Describe the picture.', picture, n_predict=n_predict)
-        next(stream)  # from here on only decoding is left
         with InsideLlama() as inside:
+            stream = vlm.stream('Describe the picture.', picture, n_predict=n_predict)
+            next(stream)  # from here on only decoding is left; it goes on already
             began = perf_counter()
             reply = stream.wait()
-            wall = perf_counter() - began
-        shares.append(inside.seconds / wall)
+            shares.append(inside.share(began, perf_counter()))
         speeds.append(reply.timings.tokens_per_second)
     report.add(section, 'decode, tokens/s', median(speeds))
     name = 'share of decoding spent in llama.cpp'

@@ -83,10 +83,10 @@ def frame(seed: int) -> np.ndarray:
 
 
 class InsideLlama:
-    """Adds up the time spent in llama_decode and in sampling."""
+    """Notes when llama_decode and sampling run."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self._calls: list[tuple[float, float]] = []
 
     def __enter__(self) -> InsideLlama:
         self._kept = lib.llama_decode, lib.llama_sampler_sample
@@ -96,12 +96,17 @@ class InsideLlama:
     def __exit__(self, *exc: object) -> None:
         lib.llama_decode, lib.llama_sampler_sample = self._kept
 
+    def share(self, began: float, end: float) -> float:
+        """Give the share of a time, from one ``perf_counter`` to another, that was spent there."""
+        spent = sum(max(0.0, min(end, after) - max(began, at)) for at, after in self._calls)
+        return spent / (end - began)
+
     def _wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             began = perf_counter()
             try:
                 return function(*args)
             finally:
-                self.seconds += perf_counter() - began
+                self._calls.append((began, perf_counter()))
 
         return call

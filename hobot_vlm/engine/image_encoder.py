@@ -12,6 +12,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 import os
 import threading
 from time import perf_counter
@@ -58,6 +59,7 @@ class ImageJob:
     preprocess: float = 0.0
     abandoned: bool = False
     tasks: list[_Task] = field(default_factory=list)
+    number: int = field(default_factory=count().__next__)  # as they came; many are read at once
 
     def encode_seconds(self) -> float:
         """Give the seconds that its tiles were in the encoder; 0 where all were known."""
@@ -92,11 +94,9 @@ class ImageEncoder:
         self._began = 0.0  # when the tile that is in the encoder went there; 0: there is none
         self._seconds = 0.0  # that the last tile was there
         self._closed = False
-        self._preparers: ThreadPoolExecutor | None = None
+        self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare') if family is not None else None
         self._fetchers = ThreadPoolExecutor(FETCHERS, 'fetch')
         self._thread: threading.Thread | None = None  # while there are tiles to encode
-        if family is not None:
-            self._preparers = ThreadPoolExecutor(PREPARERS, 'prepare')
 
     def submit(self, sources: Sequence[ImageSource], config: Config, priority: int) -> ImageJob:
         """Have pictures encoded; returns at once."""
@@ -343,13 +343,15 @@ class ImageEncoder:
             self._trim()
 
     def _next(self) -> _Task | None:
-        """Give the next tile: the oldest of the highest priority. None ends the thread."""
+        """Give the next tile: of the oldest job of the highest priority. None ends the thread."""
         with self._lock:
             if self._closed or not self._tasks:
                 self._thread = None
                 return None
             self._began = perf_counter()
-            self._task = max(self._tasks, key=lambda task: task.priority)
+            self._task = min(
+                self._tasks, key=lambda t: (-t.priority, min(job.number for job in t.jobs))
+            )
             return self._task
 
     def _done(self, task: _Task, whole: bool = True) -> None:
@@ -387,8 +389,7 @@ class ImageEncoder:
         if self._encoder is not None:
             self._encoder.stop()
         for task in left:
-            if not task.tile.encoded.done():
-                task.tile.encoded.cancel()
+            task.tile.encoded.cancel()
         if thread is not None:
             thread.join()
         self._preparers.shutdown(cancel_futures=True)
@@ -396,5 +397,4 @@ class ImageEncoder:
 
 
 def _failed(tile: Tile) -> bool:
-    encoded = tile.encoded
-    return encoded.cancelled() or (encoded.done() and encoded.exception() is not None)
+    return tile.encoded.done() and bool(tile.encoded.cancelled() or tile.encoded.exception())

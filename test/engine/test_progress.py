@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import io
 import logging
 import threading
 from time import monotonic, sleep
 
 from core import parts
+import cv2
 from folders import MODELS
 from hobot_vlm import Progress, VLM
 from hobot_vlm.cli.ask import encoding
@@ -199,3 +201,37 @@ def test_a_tile_that_nobody_wants_leaves_the_encoder(tmp_path, monkeypatch):
         wait_for(lambda: encoder._running is not None)
         del left  # nobody reads it
         assert vlm.ask('Why?', black).image_tokens
+
+
+class Pipe(io.BytesIO):
+    """A file whose first byte comes when somebody lets it."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def read(self, *size):
+        self.asked.set()
+        assert self.go.wait(20)
+        return super().read(*size)
+
+
+def test_the_oldest_job_is_encoded_first_whichever_is_read_first(vlm):
+    order, encoder, encode = [], parts(vlm).encoder, parts(vlm).encoder.encode
+    pixels = [np.full((40, 40, 3), shade, np.uint8) for shade in (10, 120, 230)]
+    with tile_by_tile(vlm) as go:
+        held = encoder.encode
+        encoder.encode = lambda tiles: (order.append(int(tiles.pixels.max())), held(tiles))[1]
+        first = vlm.stream('Why?', pixels[0], max_tiles=1, n_predict=2)
+        wait_for(lambda: go.came == 1)  # it is in the encoder
+        pipe = Pipe(cv2.imencode('.png', pixels[1])[1].tobytes())
+        second = vlm.stream('Why?', pipe, max_tiles=1, n_predict=2)
+        assert pipe.asked.wait(20)
+        third = vlm.stream('Why?', pixels[2], max_tiles=1, n_predict=2)
+        wait_for(lambda: vlm.status().encoding == 2)
+        pipe.go.set()
+        wait_for(lambda: vlm.status().encoding == 3)
+        go.release(10)
+        for stream in (first, second, third):
+            assert stream.wait().image_tokens
+    assert order == [10, 120, 230] and encoder.encode == encode

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 import ctypes
 import os
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+T = TypeVar('T')
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
 #: seconds that the main thread sleeps at most where a signal must reach it: the kernel may hand it
 #: to any thread, Python calls its handler in the main one alone, and nothing wakes that one
 SIGNAL_SECONDS = 0.2
+
+
+def take(things: SimpleQueue[T]) -> T:
+    """Wait for the next of a queue, and let signals be met meanwhile."""
+    while True:
+        with suppress(Empty):
+            return things.get(timeout=SIGNAL_SECONDS)
 
 
 def usable_cores() -> int:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ..machine import SIGNAL_SECONDS
+from ..machine import take
 from ..values import Progress, Reply, TextChunk
 
 Item = TextChunk | Reply | BaseException
@@ -33,9 +32,7 @@ class Mailbox:
 
     def get(self) -> Item:
         """Wait for the next item."""
-        while True:  # a signal that another thread has met does not wake the main thread
-            with suppress(Empty):
-                return self._items.get(timeout=SIGNAL_SECONDS)
+        return take(self._items)
 
     async def get_soon(self) -> Item:
         """Wait for the next item without holding up the event loop."""

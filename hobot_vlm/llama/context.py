@@ -362,3 +362,11 @@ class Context:
 
 def _pointer(array: npt.NDArray[Any], kind: type[Any]) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Give the natural logarithm of the probability of each token: float64 (n_vocab,)."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max()
+    exact -= np.log(np.exp(exact).sum())
+    return exact

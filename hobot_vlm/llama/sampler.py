@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .candidates import Candidates
 from .constraint import Constraint, open_constraint
-from .context import Context
+from .context import Context, log_softmax
 from .grammar import Grammar
 from .model import Model
 from ..config import Config
@@ -266,9 +266,7 @@ class Sampler:
 
     def _report(self, logits: npt.NDArray[np.float32], token: int) -> None:
         """Note the log probability of a token, and of the likeliest ones in its place."""
-        exact = logits.astype(np.float64)
-        exact -= exact.max()
-        exact = np.maximum(exact - np.log(np.exp(exact).sum()), LOWEST_LOGPROB)
+        exact = np.maximum(log_softmax(logits), LOWEST_LOGPROB)
         best = np.argsort(-exact)[: self._logprobs]
 
         def text(i: int) -> str:

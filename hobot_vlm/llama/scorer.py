@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .context import Context
+from .context import Context, log_softmax
 from ..errors import InferenceError
 from ..values import TokenLogprob
 
@@ -45,15 +45,12 @@ class Scorer:
 
         :raises InferenceError: the logits are no numbers
         """
-        logits = self._context.logits(entry).astype(np.float64)
-        largest = logits.max()
-        if not np.isfinite(largest):
+        logits = self._context.logits(entry)
+        if not np.isfinite(logits.max()):
             raise InferenceError(
                 f'{self._context.model.path} gives numbers that are not finite: fetch it again'
             )
-        logits -= largest
-        logits -= np.log(np.exp(logits).sum())
-        return logits
+        return log_softmax(logits)
 
     def forced(self) -> list[int]:
         """Give nothing: every token is to be weighed."""
@@ -73,6 +70,7 @@ class Place:
     """
 
     start: int
+    likely: bool = False  # that one of the forms stands there
     logprob: dict[tuple[int, ...], float] = field(default_factory=dict)
     weighed: dict[tuple[int, ...], int] = field(default_factory=dict)
 
@@ -103,15 +101,13 @@ class Speaker(Scorer):
         self.said: list[int] = []
         #: where the forms stand: at the beginning, unless it has come to another place
         self.place = Place(0)
-        self._open: list[Place] = [self.place]
-        self._likely: list[Place] = []  # those of the open ones where one of the forms may stand
+        self._open: list[Place] = []  # where forms go on with what was said
 
     def sample(self, entry: int = -1) -> int:
         """Give the likeliest token, or the end where it has come to the place."""
         logprobs = self._logprobs(entry)
-        here = self.place if not self.said else Place(len(self.said))
-        if self.said:
-            self._open.append(here)
+        here = Place(len(self.said)) if self.said else self.place
+        self._open.append(here)
         # 1. each form that goes on with what was said is known by one more token
         for place in self._open:
             since, before = tuple(self.said[place.start :]), sum(self._own[place.start :])
@@ -123,8 +119,7 @@ class Speaker(Scorer):
         chances = np.exp(logprobs)
         if chances[self._singles].sum() >= self._share:
             return self._stop(here)
-        if chances[self._firsts].sum() >= self._share:
-            self._likely.append(here)
+        here.likely = chances[self._firsts].sum() >= self._share
         # 3. say a token, and see whether a form is said whole by it
         token = int(logprobs.argmax())
         if self._context.model.is_end(token):
@@ -134,7 +129,7 @@ class Speaker(Scorer):
         still = []
         for place in self._open:
             since = tuple(self.said[place.start :])
-            if since in self._forms and place in self._likely:
+            if place.likely and since in self._forms:
                 return self._stop(place)
             if any(form[: len(since)] == since for form in self._forms):
                 still.append(place)

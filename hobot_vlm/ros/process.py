@@ -24,7 +24,7 @@ from rclpy.signals import SignalHandlerOptions
 from . import arguments as command_line
 from .node import NAME, VlmNode
 from ..errors import VlmError
-from ..machine import share_one_heap, SIGNAL_SECONDS
+from ..machine import share_one_heap, take
 
 #: a transition, which may load the model, and beside it what else is called: pictures and prompts,
 #: services, diagnostics
@@ -73,7 +73,7 @@ def run(
     if node.config.autostart:
         threading.Thread(target=node.start, name='start', daemon=True).start()
     # 4. the end
-    status = wait(finished)
+    status = take(finished)
     last = threading.Timer(END_SECONDS, os._exit, (status,))
     last.daemon = True
     last.start()
@@ -88,18 +88,6 @@ def run(
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
-
-
-def wait(finished: queue.SimpleQueue[int]) -> int:
-    """
-    Wait until there is an exit status.
-
-    The kernel may hand a signal to any thread, and does where one begins a thread just then;
-    Python calls the handler in the main thread alone, which has to wake for that.
-    """
-    while True:
-        with suppress(queue.Empty):
-            return finished.get(timeout=SIGNAL_SECONDS)
 
 
 def check_arguments(arguments: list[str], program: str, example: str) -> None:
